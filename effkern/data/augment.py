@@ -1,0 +1,34 @@
+"""Augmentation of whole batches as tensor operations: no per-image Python, no worker processes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["shift_and_flip"]
+
+
+def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Move each image by up to ``shift`` pixels in both directions and mirror half of them.
+
+    Args:
+        images: ``[n, c, h, w]``, any dtype. Pixels moved in from outside are 0.
+        shift: largest shift, ``>= 0``.
+        flip: whether to mirror left and right.
+        generator: source of the random numbers.
+
+    Returns:
+        A new tensor of the same shape and dtype.
+    """
+    n, c, h, w = images.shape
+    padded = torch.nn.functional.pad(images, (shift,) * 4)
+    top = torch.randint(2 * shift + 1, (n, 1), generator=generator)
+    left = torch.randint(2 * shift + 1, (n, 1), generator=generator)
+    rows = top + torch.arange(h)
+    columns = left + torch.arange(w)
+    if flip:
+        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    # One flat gather, an order of magnitude faster than four-dimensional advanced indexing.
+    flat = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
+    return padded.flatten(2).gather(2, flat.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)

@@ -1,0 +1,103 @@
+"""What a data set is once loaded: uint8 images and labels in three splits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .augment import shift_and_flip
+
+__all__ = ["Dataset", "Split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """``images``: ``[n, channels, height, width]`` uint8; ``labels``: ``[n]`` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            raise ValueError(f"images: must be [n, c, h, w] uint8, got {tuple(self.images.shape)} {self.images.dtype}")
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise ValueError(
+                f"labels: must be [{len(self.images)}] int64, got {tuple(self.labels.shape)} {self.labels.dtype}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: slice | Tensor) -> Split:
+        return Split(self.images[index], self.labels[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Attributes:
+        name: what it is, e.g. ``Fashion-MNIST``.
+        source: where it was found: a folder, an address.
+        train: images to learn from.
+        val: images held out of the training set, for every choice made while learning.
+        test: images looked at once, for the reported number.
+        classes: a readable name for each label.
+        mean: mean of the training pixels scaled to [0, 1].
+        std: their standard deviation.
+        flip: whether a mirrored image keeps its label (a shoe does, a digit does not).
+    """
+
+    name: str
+    source: str
+    train: Split
+    val: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: float
+    std: float
+    flip: bool
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 ``[n, c, h, w]`` to float32 with mean 0 and deviation 1 over the training set."""
+        return images.to(torch.float32).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
+
+    def batches(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        generator: torch.Generator | None = None,
+        augment: bool = False,
+        shift: int = 2,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """One pass over ``split`` as ``(images float32 normalised, labels)``.
+
+        Args:
+            split: one of ``train``, ``val``, ``test``, or a part of them.
+            batch_size: images a batch.
+            generator: with one the order is random and the last short batch is left out, as training wants it;
+                without one the order is fixed and every image comes.
+            augment: random shift, and random mirroring where ``flip`` allows it. Needs a generator.
+            shift: largest shift in pixels.
+
+        Raises:
+            ValueError: if ``augment`` comes without a generator.
+        """
+        if augment and generator is None:
+            raise ValueError("augment: needs a generator, got None")
+        count = len(split)
+        if generator is None:
+            for begin in range(0, count, batch_size):
+                part = split[begin : begin + batch_size]
+                yield self.normalize(part.images), part.labels
+            return
+        order = torch.randperm(count, generator=generator)
+        for chosen in order[: count - count % batch_size].split(batch_size) if count >= batch_size else [order]:
+            images = split.images[chosen]
+            if augment:
+                images = shift_and_flip(images, shift, self.flip, generator)
+            yield self.normalize(images), split.labels[chosen]

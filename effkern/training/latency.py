@@ -1,0 +1,83 @@
+"""Latency of several functions on one machine, measured side by side.
+
+Shared machines change speed from second to second (frequency, neighbours). Peers are therefore never timed one after
+another: every round calls each of them once, in alternating order, so that all see the same weather.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Timing", "measure"]
+
+MIN_REPS = 10  # below this a median says little and a minimum nothing
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one call: median and minimum over ``n`` calls."""
+
+    median_ms: float
+    min_ms: float
+    n: int
+
+    def per(self, items: int) -> Timing:
+        """The same timing divided by ``items``, e.g. per image of a batch."""
+        return Timing(self.median_ms / items, self.min_ms / items, self.n)
+
+
+def measure(
+    functions: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float = 2.0,
+    warmup: int = 2,
+    min_reps: int = MIN_REPS,
+    max_reps: int = 1000,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time ``functions`` interleaved (ABBA) in inference mode.
+
+    Args:
+        functions: name -> function without arguments. Inputs are bound by the caller, e.g. with ``functools.partial``.
+        seconds: stop after the round in which this much time (warm-up excluded, all functions together) has passed,
+            though never before ``min_reps`` rounds.
+        warmup: calls of each function before the clock starts; caches, packs and thread pools come up here.
+        min_reps: fewest timed calls of each function, at least 10.
+        max_reps: most timed calls of each function.
+        clock: seconds counter; tests pass a fake one.
+
+    Returns:
+        name -> :class:`Timing`, in the order of ``functions``.
+
+    Raises:
+        ValueError: if there is nothing to measure, or the repetition bounds contradict each other.
+    """
+    if not functions:
+        raise ValueError("functions: must hold at least one function, got none")
+    if min_reps < MIN_REPS or max_reps < min_reps:
+        raise ValueError(f"min_reps: must be in [{MIN_REPS}, max_reps={max_reps}], got {min_reps}")
+
+    samples: dict[str, list[float]] = {name: [] for name in functions}
+    order = list(functions)
+    with torch.inference_mode():
+        for name in order:
+            for _ in range(warmup):
+                functions[name]()
+        begin = clock()
+        for repetition in range(max_reps):
+            if repetition >= min_reps and clock() - begin >= seconds:
+                break
+            # Back and forth, so that no function always runs in the wake of the same other one.
+            for name in order if repetition % 2 == 0 else reversed(order):
+                start = clock()
+                functions[name]()
+                samples[name].append(clock() - start)
+    return {
+        name: Timing(statistics.median(values) * 1e3, min(values) * 1e3, len(values))
+        for name, values in samples.items()
+    }

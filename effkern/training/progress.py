@@ -1,0 +1,30 @@
+"""Progress bars with an estimate of the time left, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+__all__ = ["progress", "say"]
+
+
+def progress(what: Iterable[Any] | int, desc: str, *, leave: bool = False, **options: Any) -> tqdm:
+    """A tqdm bar over an iterable, or over ``what`` steps that the caller counts with ``update``.
+
+    On a terminal it redraws ten times a second; in a log it says something every half minute only.
+    """
+    live = sys.stderr.isatty()
+    given: dict[str, Any] = {"total": what} if isinstance(what, int) else {"iterable": what}
+    settings = {"desc": desc, "leave": leave, "dynamic_ncols": live, "mininterval": 0.1 if live else 30.0}
+    # tqdm's monitor thread would wake up the bars during a measurement.
+    tqdm.monitor_interval = 0
+    return tqdm(**given, **{**settings, **options})
+
+
+def say(text: str) -> None:
+    """Print a line on stdout without tearing a bar that is being drawn."""
+    tqdm.write(text)
+    sys.stdout.flush()
