@@ -62,7 +62,9 @@ def test_no_gradient_is_recorded_while_measuring():
     assert seen and all(seen)
 
 
-@pytest.mark.parametrize(("functions", "bounds"), [({}, {}), ({"f": int}, {"min_reps": 9}), ({"f": int}, {"max_reps": 5})])
+@pytest.mark.parametrize(
+    ("functions", "bounds"), [({}, {}), ({"f": int}, {"min_reps": 9}), ({"f": int}, {"max_reps": 5})]
+)
 def test_senseless_bounds_are_refused(functions, bounds):
     with pytest.raises(ValueError, match="must"):
         measure(functions, **bounds)

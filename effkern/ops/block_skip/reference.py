@@ -1,0 +1,146 @@
+"""Block skipping in plain PyTorch: the definition, the oracle of the tests and the fallback.
+
+Any dtype, any device, differentiable by autograd. float16 and bfloat16 inputs are computed in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "silu": F.silu,
+}
+CONVS = {"basic": 2, "bottleneck": 3}
+
+
+def check_keep(keep: Tensor) -> None:
+    """Refuse a mask with entries outside [0, 1].
+
+    Raises:
+        ValueError: for NaN, negative entries and entries above 1 (uint8 7 is no truth value here).
+    """
+    if keep.dtype == torch.bool or keep.numel() == 0:
+        return
+    bad = ~((keep >= 0) & (keep <= 1))
+    if bool(bad.any()):
+        raise ValueError(f"keep: entries must be in [0, 1], got {keep[bad][0].item()}")
+
+
+def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Ascending row numbers of the non-zero entries, padded with -1, and how many there are."""
+    check_keep(keep)
+    kept = (keep if keep.dim() == 1 else keep.t()) != 0
+    rows = torch.arange(kept.shape[-1], device=keep.device).expand_as(kept)
+    # A stable sort by "dropped" brings the kept rows to the front in ascending order.
+    order = torch.argsort((~kept).to(torch.uint8), dim=-1, stable=True)
+    count = kept.sum(-1)
+    idx = torch.where(rows < count.unsqueeze(-1), order, -1)
+    return idx.to(torch.int32), count.to(torch.int32)
+
+
+def blend(keep: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """``keep * new + (1 - keep) * old`` per sample; exactly ``new`` at 1 and exactly ``old`` at 0, whatever the other
+    holds.
+
+    The gradient of a float ``keep`` follows the formula everywhere, also where its value is 0 or 1.
+    """
+    m = keep.to(new.dtype).reshape(-1, *[1] * (new.dim() - 1))
+    fixed = m.detach()
+    y = torch.where(fixed == 1, new, torch.where(fixed == 0, old, fixed * new + (1 - fixed) * old))
+    if keep.requires_grad:
+        # Adds exactly 0; its derivative is <gy, new - old>.
+        y = y + (m - fixed) * (new - old).detach().nan_to_num(0.0, 0.0, 0.0)
+    return y
+
+
+def branch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, act: str) -> Tensor:
+    """``f(x)``: the convolutions with the activation between them, none after the last. The first 3x3 has the
+    stride."""
+    activation = ACTIVATIONS[act]
+    strided = next((i for i, w in enumerate(weights) if w.shape[2] == 3), 0)
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        x = activation(x) if i else x
+        x = F.conv2d(x, weight, bias, stride=stride if i == strided else 1, padding=weight.shape[2] // 2)
+    return x
+
+
+def skip_block(
+    x: Tensor,
+    keep: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    stride: int = 1,
+    res: Tensor | None = None,
+    act: str = "relu",
+) -> Tensor:
+    """One residual block, run for the samples that keep it."""
+    check_keep(keep)
+    dtype = x.dtype
+    math = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    x, shortcut = x.to(math), (x if res is None else res).to(math)
+    weights, biases = [w.to(math) for w in weights], [b.to(math) for b in biases]
+    # Only the rows that count are touched: a NaN in a dropped sample must not reach the weight gradients as 0 * NaN.
+    rows = (torch.ones_like(keep) if keep.requires_grad else keep).nonzero().flatten()
+    old = shortcut.index_select(0, rows)
+    new = ACTIVATIONS[act](branch(x.index_select(0, rows), weights, biases, stride, act) + old)
+    y = shortcut.index_copy(0, rows, blend(keep.index_select(0, rows), new, old))
+    return y.to(dtype)
+
+
+def skip_basic_block(
+    x: Tensor,
+    keep: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    stride: int = 1,
+    res: Tensor | None = None,
+    act: str = "relu",
+) -> Tensor:
+    """Two 3x3 convolutions with a residual sum, for the kept samples."""
+    return skip_block(x, keep, [w1, w2], [b1, b2], stride, res, act)
+
+
+def skip_bottleneck(
+    x: Tensor,
+    keep: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    w3: Tensor,
+    b3: Tensor,
+    stride: int = 1,
+    res: Tensor | None = None,
+    act: str = "relu",
+) -> Tensor:
+    """1x1, 3x3 and 1x1 convolutions with a residual sum, for the kept samples."""
+    return skip_block(x, keep, [w1, w2, w3], [b1, b2, b3], stride, res, act)
+
+
+def skip_stage(
+    x: Tensor,
+    keep: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    kind: str = "basic",
+    act: str = "relu",
+) -> Tensor:
+    """The identity blocks of one stage, one after the other."""
+    check_keep(keep)
+    n = CONVS[kind]
+    dtype = x.dtype
+    y = x.to(torch.float32) if dtype in (torch.float16, torch.bfloat16) else x
+    weights, biases = [w.to(y.dtype) for w in weights], [b.to(y.dtype) for b in biases]
+    for k in range(keep.shape[1]):
+        y = skip_block(y, keep[:, k], weights[n * k : n * k + n], biases[n * k : n * k + n], act=act)
+    return y.to(dtype)
