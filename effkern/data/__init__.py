@@ -2,5 +2,8 @@
 
 from .augment import shift_and_flip
 from .dataset import Dataset, Split
+from .digits import load_digits
+from .fashion_mnist import load_fashion_mnist
+from .idx import DataError
 
-__all__ = ["Dataset", "Split", "shift_and_flip"]
+__all__ = ["DataError", "Dataset", "Split", "load_digits", "load_fashion_mnist", "shift_and_flip"]
