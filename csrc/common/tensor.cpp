@@ -1,0 +1,139 @@
+#include "tensor.h"
+
+#include <cmath>
+
+#include "parallel.h"
+
+namespace effkern {
+namespace {
+
+// Every size and stride is kept below this, so that products of two fit an int64 with room.
+constexpr int64_t kLimit = int64_t{1} << 31;
+
+void torch_loop(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
+  torch::stable::parallel_for(begin, end, grain, body);
+}
+int64_t torch_threads() { return torch::stable::get_num_threads(); }
+
+const bool plugged_in = (set_parallel(torch_loop, torch_threads), true);
+
+void check_pair(const std::vector<int64_t>& pair, int64_t least, const char* name, const char* op) {
+  EFFKERN_CHECK_VALUE(pair.size() == 2, op, ": ", name, " must have 2 values, got ", pair.size());
+  for (const int64_t v : pair)
+    EFFKERN_CHECK_VALUE(v >= least && v < kLimit, op, ": ", name, " must be at least ", least, ", got (", pair[0], ", ",
+                        pair[1], ")");
+}
+
+}  // namespace
+
+std::string shape_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t i = 0; i < tensor.dim(); ++i) text += (i != 0 ? ", " : "") + std::to_string(tensor.size(i));
+  return text + "]";
+}
+
+void check_cpu(const Tensor& tensor, Arg arg) {
+  EFFKERN_CHECK_TYPE(tensor.is_cpu(), arg.op, ": ", arg.name, " must be on the CPU like the other arguments");
+}
+
+DType float_dtype(const Tensor& tensor, Arg arg) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::F32;
+    case ScalarType::BFloat16:
+      return DType::BF16;
+    case ScalarType::Half:
+      return DType::F16;
+    default:
+      fail("TypeError", arg.op, ": ", arg.name, " must be float32, bfloat16 or float16");
+  }
+}
+
+conv::Activation activation(const Tensor& tensor, Arg arg) {
+  check_cpu(tensor, arg);
+  EFFKERN_CHECK_VALUE(tensor.dim() == 4, arg.op, ": ", arg.name, " must be 4-d [N, C, H, W], got shape ",
+                      shape_text(tensor));
+  conv::Activation a;
+  a.dtype = float_dtype(tensor, arg);
+  a.data = const_cast<void*>(tensor.const_data_ptr());
+  a.n = tensor.size(0), a.c = tensor.size(1), a.h = tensor.size(2), a.w = tensor.size(3);
+  a.sn = tensor.stride(0), a.sc = tensor.stride(1), a.sh = tensor.stride(2), a.sw = tensor.stride(3);
+  // One channel has any channel stride: take the fast one.
+  if (a.c == 1) a.sc = 1;
+  return a;
+}
+
+bool channels_last(const Tensor& x) { return x.size(1) > 1 && x.size(2) * x.size(3) > 1 && x.stride(1) == 1; }
+
+Tensor like_input(const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w) {
+  using torch::headeronly::MemoryFormat;
+  const int64_t size[] = {n, c, h, w};
+  return torch::stable::empty({size, 4}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                              channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
+FloatVector::FloatVector(const MaybeTensor& tensor, int64_t size, ScalarType other, Arg arg, bool finite) {
+  if (!tensor.has_value()) return;
+  check_cpu(*tensor, arg);
+  EFFKERN_CHECK_VALUE(tensor->dim() == 1 && tensor->size(0) == size, arg.op, ": ", arg.name, " must have shape [", size,
+                      "], got ", shape_text(*tensor));
+  const DType dtype = float_dtype(*tensor, arg);
+  EFFKERN_CHECK_TYPE(dtype == DType::F32 || tensor->scalar_type() == other, arg.op, ": ", arg.name,
+                     " must be float32 or have x's dtype");
+  if (dtype == DType::F32 && (size <= 1 || tensor->stride(0) == 1)) {
+    static const float nothing = 0;
+    data_ = size > 0 ? static_cast<const float*>(tensor->const_data_ptr()) : &nothing;
+  } else {
+    own_.resize(static_cast<size_t>(size) + 1);
+    for (int64_t i = 0; i < size; ++i) own_[i] = load_float(tensor->const_data_ptr(), dtype, i * tensor->stride(0));
+    data_ = own_.data();
+  }
+  if (finite)
+    for (int64_t i = 0; i < size; ++i)
+      EFFKERN_CHECK_VALUE(std::isfinite(data_[i]), arg.op, ": ", arg.name, " must be finite, got ", data_[i],
+                          " at index ", i);
+}
+
+conv::Act act_from_name(const std::string& name, const char* op) {
+  using conv::Act;
+  if (name == "none") return Act::None;
+  if (name == "relu") return Act::Relu;
+  if (name == "relu6") return Act::Relu6;
+  if (name == "hardswish") return Act::Hardswish;
+  if (name == "silu") return Act::Silu;
+  fail("ValueError", op, ": act must be none, relu, relu6, hardswish or silu, got '", name, "'");
+}
+
+void check_algo(const std::string& algo, const char* op) {
+  EFFKERN_CHECK_VALUE(algo == "auto" || algo == "direct", op, ": algo must be auto or direct, got '", algo, "'");
+}
+
+Geometry geometry(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+                  const std::vector<int64_t>& dilation, const char* op) {
+  check_pair(stride, 1, "stride", op);
+  check_pair(padding, 0, "padding", op);
+  check_pair(dilation, 1, "dilation", op);
+  return {{stride[0], stride[1]}, {padding[0], padding[1]}, {dilation[0], dilation[1]}};
+}
+
+void set_geometry(conv::Problem& problem, const Geometry& g) {
+  for (int i = 0; i < 2; ++i) {
+    problem.stride[i] = g.stride[i];
+    problem.pad[i] = g.pad[i];
+    problem.dil[i] = g.dil[i];
+  }
+}
+
+void output_map(const Tensor& x, int64_t kh, int64_t kw, const Geometry& g, const char* op, int64_t out[2]) {
+  const int64_t kernel[2] = {kh, kw};
+  for (int i = 0; i < 2; ++i) {
+    EFFKERN_CHECK_VALUE(kernel[i] >= 1 && kernel[i] < kLimit / 2, op, ": kernel size must be at least 1, got ",
+                        kernel[i]);
+    out[i] = conv::out_size(x.size(2 + i), kernel[i], g.stride[i], g.pad[i], g.dil[i]);
+    EFFKERN_CHECK_VALUE(out[i] > 0, op, ": x of size ", x.size(2 + i), " with padding ", g.pad[i],
+                        " is smaller than the kernel of size ", kernel[i], " with dilation ", g.dil[i],
+                        " in dimension ", 2 + i);
+  }
+}
+
+}  // namespace effkern

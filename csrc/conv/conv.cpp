@@ -1,0 +1,186 @@
+// Indirect GEMM: per item a table of row pointers (tap x pixel, a zero row for padding), then panels outside, tiles
+// of pixels inside, so that a panel is read from L1/L2 for all pixels of the item.
+#include <algorithm>
+#include <cstring>
+
+#include "../common/arena.h"
+#include "../common/parallel.h"
+#include "plan.h"
+#include "problem.h"
+#include "ukernel.h"
+
+namespace effkern::conv {
+namespace {
+
+// What the store needs of an output pixel, in elements of the respective tensor.
+struct Pixel {
+  int64_t y, residual, table;
+};
+static_assert(sizeof(Pixel) <= 4 * sizeof(int64_t), "plan.cpp sizes the pixel table");
+
+struct Item {
+  int64_t first, samples;  // listed samples
+  int64_t row, rows;       // output rows
+};
+
+Item item_of(const Problem& p, const Plan& plan, int64_t index) {
+  Item item;
+  item.first = index / plan.bands * plan.samples;
+  item.samples = std::min(plan.samples, p.count - item.first);
+  item.row = index % plan.bands * plan.rows;
+  item.rows = std::min(plan.rows, p.y.h - item.row);
+  return item;
+}
+
+const char* at(const Activation& t, int64_t element) {
+  return static_cast<const char*>(t.data) + element * dtype_size(t.dtype);
+}
+
+// First input row that the item's output rows can touch, clamped into the image.
+int64_t first_in_row(const Problem& p, const Item& item) {
+  return std::clamp<int64_t>(item.row * p.stride[0] - p.pad[0], 0, p.x.h);
+}
+
+// Copies the input rows of an item to [sample][row][w][c_in] fp32. Channel-last sources are read along channels, all
+// others along the row, so that one side of the copy is always contiguous.
+void stage(const Problem& p, const Plan& plan, const Item& item, float* out) {
+  const Activation& x = p.x;
+  const int64_t y0 = first_in_row(p, item), y1 = std::min(x.h, y0 + plan.in_rows);
+  const int64_t line = x.w * p.c_in;
+  for (int64_t s = 0; s < item.samples; ++s) {
+    const int64_t n = p.x_rows != nullptr ? p.x_rows[item.first + s] : item.first + s;
+    for (int64_t iy = y0; iy < y1; ++iy) {
+      float* to = out + (s * plan.in_rows + iy - y0) * line;
+      const int64_t from = n * x.sn + iy * x.sh;
+      if (x.sc == 1) {
+        for (int64_t ix = 0; ix < x.w; ++ix)
+          for (int64_t c = 0; c < p.c_in; ++c) to[ix * p.c_in + c] = load_float(x.data, x.dtype, from + ix * x.sw + c);
+      } else {
+        for (int64_t c = 0; c < p.c_in; ++c)
+          for (int64_t ix = 0; ix < x.w; ++ix)
+            to[ix * p.c_in + c] = load_float(x.data, x.dtype, from + c * x.sc + ix * x.sw);
+      }
+    }
+  }
+}
+
+class Worker {
+ public:
+  Worker(const Problem& p, const Plan& plan, const Kernels& kernels) : p_(p), plan_(plan), k_(kernels) {
+    Arena& arena = thread_arena();
+    arena.reset(static_cast<size_t>(scratch_bytes(p, plan, kernels.rows)));
+    zero_ = arena.take<float>(p.c_in);
+    std::memset(zero_, 0, static_cast<size_t>(p.c_in) * sizeof(float));
+    const int64_t taps = p.kh * p.kw;
+    table_ = arena.take<const float*>((plan.pixels + k_.rows - 1) / k_.rows * k_.rows * taps);
+    pixels_ = reinterpret_cast<Pixel*>(arena.take<char>(plan.pixels * 4 * sizeof(int64_t)));
+    panel_ = p.weight != nullptr ? arena.take<float>(p.weight->scratch_floats()) : nullptr;
+    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * p.c_in) : nullptr;
+  }
+
+  void operator()(int64_t index, int64_t split) {
+    const Item item = item_of(p_, plan_, index);
+    if (plan_.staged) stage(p_, plan_, item, staged_);
+    list_pixels(item);
+    const int64_t begin = plan_.panels * split / plan_.panel_splits;
+    const int64_t end = plan_.panels * (split + 1) / plan_.panel_splits;
+    for (int64_t panel = begin; panel < end; ++panel) run_panel(panel);
+  }
+
+ private:
+  // Fills the pixel list and the indirection table [tile][tap][row] of an item.
+  void list_pixels(const Item& item) {
+    const int64_t taps = p_.kh * p_.kw, in_y0 = first_in_row(p_, item);
+    const Activation* residual = p_.epilogue.residual;
+    count_ = item.samples * item.rows * p_.y.w;
+    int64_t q = 0;
+    for (int64_t s = 0; s < item.samples; ++s) {
+      const int64_t i = item.first + s;
+      const int64_t xn = p_.x_rows != nullptr ? p_.x_rows[i] : i, yn = p_.y_rows != nullptr ? p_.y_rows[i] : i;
+      const int64_t rn = p_.epilogue.residual_rows != nullptr ? p_.epilogue.residual_rows[i] : i;
+      const int64_t table = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
+      for (int64_t oy = item.row; oy < item.row + item.rows; ++oy) {
+        for (int64_t ox = 0; ox < p_.y.w; ++ox, ++q) {
+          pixels_[q].y = yn * p_.y.sn + oy * p_.y.sh + ox * p_.y.sw;
+          pixels_[q].residual = residual != nullptr ? rn * residual->sn + oy * residual->sh + ox * residual->sw : 0;
+          pixels_[q].table = table;
+          const float** entry = table_ + q / k_.rows * k_.rows * taps + q % k_.rows;
+          for (int64_t ky = 0; ky < p_.kh; ++ky) {
+            const int64_t iy = oy * p_.stride[0] - p_.pad[0] + ky * p_.dil[0];
+            for (int64_t kx = 0; kx < p_.kw; ++kx, entry += k_.rows) {
+              const int64_t ix = ox * p_.stride[1] - p_.pad[1] + kx * p_.dil[1];
+              if (iy < 0 || iy >= p_.x.h || ix < 0 || ix >= p_.x.w)
+                *entry = zero_;
+              else if (plan_.staged)
+                *entry = staged_ + ((s * plan_.in_rows + iy - in_y0) * p_.x.w + ix) * p_.c_in;
+              else
+                *entry = static_cast<const float*>(p_.x.data) + xn * p_.x.sn + iy * p_.x.sh + ix * p_.x.sw;
+            }
+          }
+        }
+      }
+    }
+  }
+
+  void run_panel(int64_t panel) {
+    const int64_t taps = p_.kh * p_.kw;
+    const bool depthwise = p_.depthwise != nullptr;
+    const int64_t groups = depthwise ? 1 : p_.groups, out_group = p_.c_out / groups, in_group = p_.c_in / groups;
+    const int64_t per_group = panels_of(out_group), group = panel / per_group, first = panel % per_group * kPanel;
+    const int64_t channel = group * out_group + first, cols = std::min(kPanel, out_group - first);
+    const float* b = depthwise ? p_.depthwise + channel : p_.weight->panel(group, panel % per_group, panel_);
+    alignas(64) float acc[kMaxRows * kPanel];
+    for (int64_t q = 0; q < count_; q += k_.rows) {
+      const int64_t n = std::min(k_.rows, count_ - q);
+      const float* const* a = table_ + q * taps;
+      if (depthwise)
+        k_.depthwise(n, a, channel, cols, taps, b, p_.depthwise_stride, acc);
+      else
+        k_.tile(n, a, group * in_group, taps, in_group, b, p_.weight->tap_stride, acc);
+      finish(q, n, channel, cols, acc);
+    }
+  }
+
+  void finish(int64_t q, int64_t n, int64_t channel, int64_t cols, const float* acc) {
+    const Epilogue& e = p_.epilogue;
+    Store s;
+    s.rows = n;
+    s.cols = cols;
+    s.y_dtype = p_.y.dtype;
+    s.y_sc = p_.y.sc;
+    s.has_residual = e.residual != nullptr;
+    s.residual_dtype = s.has_residual ? e.residual->dtype : DType::F32;
+    s.residual_sc = s.has_residual ? e.residual->sc : 1;
+    s.act = e.act;
+    for (int64_t r = 0; r < n; ++r) {
+      const Pixel& pixel = pixels_[q + r];
+      s.y[r] = const_cast<char*>(at(p_.y, pixel.y + channel * p_.y.sc));
+      s.residual[r] = s.has_residual ? at(*e.residual, pixel.residual + channel * e.residual->sc) : nullptr;
+      s.scale[r] = e.scale != nullptr ? e.scale + pixel.table + channel : nullptr;
+      s.shift[r] = e.shift != nullptr ? e.shift + pixel.table + channel : nullptr;
+    }
+    k_.store(s, acc);
+  }
+
+  const Problem& p_;
+  const Plan& plan_;
+  const Kernels& k_;
+  int64_t count_ = 0;
+  float *zero_, *panel_, *staged_;
+  const float** table_;
+  Pixel* pixels_;
+};
+
+}  // namespace
+
+void run(const Problem& p) {
+  if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
+  const Plan plan = make_plan(p, num_threads());
+  const Kernels& k = kernels(isa());
+  parallel_for(0, plan.items * plan.panel_splits, 1, [&](int64_t begin, int64_t end) {
+    Worker work(p, plan, k);
+    for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
+  });
+}
+
+}  // namespace effkern::conv

@@ -1,0 +1,28 @@
+// How a problem is done: the cut into work items, chosen from shapes, types and the number of threads only. The cut
+// decides who computes what, never a value.
+#pragma once
+
+#include "problem.h"
+
+namespace effkern::conv {
+
+// An item is either several whole output maps (samples >= 1, all rows) or a band of rows of one map. Items are crossed
+// with `panel_splits` ranges of output panels where there are fewer items than threads.
+struct Plan {
+  bool staged;           // x is first copied, band by band, to fp32 channels-last scratch
+  int64_t samples;       // maps per item
+  int64_t rows;          // output rows per item
+  int64_t bands;         // bands per map
+  int64_t items;         // (samples, band) items
+  int64_t panels;        // output panels of all groups
+  int64_t panel_splits;  // ranges of panels
+  int64_t in_rows;       // input rows that an item's rows need at most
+  int64_t pixels;        // output pixels per item at most
+};
+
+Plan make_plan(const Problem& problem, int64_t threads);
+
+// Scratch of one thread, in bytes, for a plan.
+int64_t scratch_bytes(const Problem& problem, const Plan& plan, int64_t tile_rows);
+
+}  // namespace effkern::conv

@@ -1,0 +1,15 @@
+// The inner loops for AVX2 + FMA.
+#include "ukernel.h"
+
+EFFKERN_TARGET_AVX2
+
+namespace effkern::conv::avx2 {
+
+#include "ukernel_impl.h"
+
+const Kernels table = {6, tile<8, 6>, depthwise<8, 6>, store<8>};
+const Kernels table16 = {12, tile<16, 12>, depthwise<16, 12>, store<16>};
+
+}  // namespace effkern::conv::avx2
+
+EFFKERN_TARGET_END

@@ -1,0 +1,14 @@
+// The inner loops for AVX-512 (F, BW, VL, DQ).
+#include "ukernel.h"
+
+EFFKERN_TARGET_AVX512
+
+namespace effkern::conv::avx512 {
+
+#include "ukernel_impl.h"
+
+const Kernels table = {12, tile<16, 12>, depthwise<16, 12>, store<16>};
+
+}  // namespace effkern::conv::avx512
+
+EFFKERN_TARGET_END

@@ -1,0 +1,162 @@
+// The inner loops, written once over the number of lanes. Included by ukernel_<isa>.cpp inside that set's namespace and
+// after its target pragma; includes nothing itself, so that no library code is compiled for the set.
+// (No include guard: each file includes it once, in its own namespace.)
+
+template <int kLanes>
+struct Simd {
+  typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
+  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+  static void save(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+};
+
+// kRows x 16 accumulators. AVX2: 6 rows x 2 vectors = 12 accumulators + 2 weights + 1 broadcast of 16 registers.
+// AVX-512: 12 rows x 1 vector of 32. The compiler contracts a * b + c to one FMA where the set has it.
+template <int kLanes, int kPitch, int kRows>
+void tile_rows(const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b, int64_t tap_stride,
+               float* c) {
+  using S = Simd<kLanes>;
+  constexpr int kVecs = 16 / kLanes;
+  typename S::Vec acc[kRows][kVecs];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = typename S::Vec{};
+  for (int64_t t = 0; t < taps; ++t) {
+    const float* row[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) row[r] = a[t * kPitch + r] + a_offset;
+    const float* bt = b + t * tap_stride;
+    for (int64_t i = 0; i < k; ++i) {
+      typename S::Vec w[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) w[v] = S::load(bt + i * 16 + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const float x = row[r][i];
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) acc[r][v] += x * w[v];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) S::save(c + r * 16 + v * kLanes, acc[r][v]);
+}
+
+// Picks the instance for n rows, 1 <= n <= kRows.
+template <int kLanes, int kPitch, int kRows>
+void tile_n(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
+            int64_t tap_stride, float* c) {
+  if constexpr (kRows > 1) {
+    if (n < kRows) return tile_n<kLanes, kPitch, kRows - 1>(n, a, a_offset, taps, k, b, tap_stride, c);
+  }
+  tile_rows<kLanes, kPitch, kRows>(a, a_offset, taps, k, b, tap_stride, c);
+}
+
+template <int kLanes, int kPitch>
+void tile(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
+          int64_t tap_stride, float* c) {
+  tile_n<kLanes, kPitch, kPitch>(n, a, a_offset, taps, k, b, tap_stride, c);
+}
+
+template <int kLanes, int kPitch>
+void depthwise(int64_t n, const float* const* a, int64_t a_offset, int64_t cols, int64_t taps, const float* w,
+               int64_t tap_stride, float* c) {
+  using S = Simd<kLanes>;
+  for (int64_t r = 0; r < n; ++r) {
+    int64_t col = 0;
+    for (; col + kLanes <= cols; col += kLanes) {
+      typename S::Vec acc{};
+      for (int64_t t = 0; t < taps; ++t)
+        acc += S::load(a[t * kPitch + r] + a_offset + col) * S::load(w + t * tap_stride + col);
+      S::save(c + r * 16 + col, acc);
+    }
+    for (; col < cols; ++col) {
+      // One lane of the same arithmetic: the vector of one element keeps the contraction to FMA alike.
+      float acc = 0;
+      for (int64_t t = 0; t < taps; ++t) acc += a[t * kPitch + r][a_offset + col] * w[t * tap_stride + col];
+      c[r * 16 + col] = acc;
+    }
+  }
+}
+
+// Comparisons are ordered so that NaN passes through, as in torch.
+template <class Vec>
+inline Vec activate(Vec v, Act act) {
+  const Vec zero{};
+  switch (act) {
+    case Act::None:
+    case Act::Silu:
+      return v;  // silu needs exp: done lane by lane
+    case Act::Relu:
+      return v < zero ? zero : v;
+    case Act::Relu6: {
+      const Vec six = zero + 6.0f;
+      v = v < zero ? zero : v;
+      return v > six ? six : v;
+    }
+    case Act::Hardswish: {
+      const Vec six = zero + 6.0f;
+      Vec gate = v + 3.0f;
+      gate = gate < zero ? zero : gate;
+      gate = gate > six ? six : gate;
+      return v * gate / 6.0f;
+    }
+  }
+  return v;
+}
+
+// One store per element: act(c * scale + shift + residual), in this order (kernels of the whole package agree on it).
+template <int kLanes>
+void store(const Store& s, const float* c) {
+  using S = Simd<kLanes>;
+  using Vec = typename S::Vec;
+  for (int64_t r = 0; r < s.rows; ++r) {
+    float line[16], add[16];
+    const float* in = c + r * 16;
+    // A whole row of 16 fp32 channels goes straight from and to memory; anything else goes through `line`.
+    const bool full = s.cols == 16;
+    const float* scale = s.scale[r];
+    const float* shift = s.shift[r];
+    float scale_tail[16], shift_tail[16];
+    if (!full && scale != nullptr) {
+      for (int64_t i = 0; i < 16; ++i) scale_tail[i] = i < s.cols ? scale[i] : 0.0f;
+      scale = scale_tail;
+    }
+    if (!full && shift != nullptr) {
+      for (int64_t i = 0; i < 16; ++i) shift_tail[i] = i < s.cols ? shift[i] : 0.0f;
+      shift = shift_tail;
+    }
+    const float* residual = nullptr;
+    if (s.has_residual) {
+      if (full && s.residual_dtype == DType::F32 && s.residual_sc == 1) {
+        residual = static_cast<const float*>(s.residual[r]);
+      } else {
+        for (int64_t i = 0; i < 16; ++i)
+          add[i] = i < s.cols ? load_float(s.residual[r], s.residual_dtype, i * s.residual_sc) : 0.0f;
+        residual = add;
+      }
+    }
+    const bool straight = full && s.y_dtype == DType::F32 && s.y_sc == 1;
+    float* out = straight ? static_cast<float*>(s.y[r]) : line;
+#pragma GCC unroll 4
+    for (int v = 0; v < 16; v += kLanes) {
+      Vec value = S::load(in + v);
+      if (scale != nullptr) value *= S::load(scale + v);
+      if (shift != nullptr) value += S::load(shift + v);
+      if (residual != nullptr) value += S::load(residual + v);
+      S::save(out + v, activate(value, s.act));
+    }
+    if (s.act == Act::Silu)
+      for (int i = 0; i < 16; ++i) out[i] = out[i] / (1.0f + __builtin_expf(-out[i]));
+    if (!straight) {
+      if (s.y_dtype == DType::F32) {
+        float* y = static_cast<float*>(s.y[r]);
+        for (int64_t i = 0; i < s.cols; ++i) y[i * s.y_sc] = line[i];
+      } else {
+        for (int64_t i = 0; i < s.cols; ++i) store_float(s.y[r], s.y_dtype, i * s.y_sc, line[i]);
+      }
+    }
+  }
+}
