@@ -1,0 +1,6 @@
+"""PyTorch kernels that turn the multiply-adds saved by efficient convolutional networks into saved time."""
+
+from effkern import ops
+from effkern._version import __version__
+
+__all__ = ["__version__", "ops"]

@@ -1,0 +1,128 @@
+"""How an op is defined: schema, fake, gradient, autocast rule and fallback kernel, in one object next to its function.
+
+C++ registers its CPU and CUDA kernels under the same names (``csrc/<op>/``). Where a library is missing, the plain
+PyTorch reference serves as the kernel, so that every op exists on every install.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern import _library
+
+NAMESPACE = "effkern"
+
+#: Every op of the package by name, in the order of definition.
+OPS: dict[str, Op] = {}
+
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+_AUTOCAST = {"cpu": "AutocastCPU", "cuda": "AutocastCUDA"}
+_KINDS: dict[str, type[Exception]] = {"ValueError": ValueError, "TypeError": TypeError, "IndexError": IndexError}
+_CHECKED = re.compile(r"(ValueError|TypeError|IndexError): (.*)", re.DOTALL)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """The layout rule of the package, decided by strides: NCHW where a tensor fits both layouts.
+
+    The C++ twin is ``channels_last`` in ``csrc/common/tensor.h``.
+    """
+    return x.size(1) > 1 and x.size(2) * x.size(3) > 1 and x.stride(1) == 1
+
+
+def empty_like_layout(x: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """Uninitialised ``[n, c, h, w]`` in the layout that an op gives the output for an input ``x``."""
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=layout)
+
+
+def checked_error(error: RuntimeError) -> Exception:
+    """The Python exception that a failed check of a C++ kernel stands for (see ``csrc/common/check.h``)."""
+    match = _CHECKED.search(str(error))
+    if match is None:
+        return error
+    return _KINDS[match[1]](match[2].split("\nException raised from", 1)[0])
+
+
+class Op:
+    """One ``torch.ops.effkern`` operator.
+
+    Args:
+        name: operator name without the namespace.
+        schema: arguments and result in torch's schema language. No default values: the public function has them.
+        fake: takes the operator's arguments, raises ``ValueError`` or ``TypeError`` for shapes and dtypes that do not
+            fit and returns empty outputs with exactly the strides the kernels give.
+        reference: the same computation in plain PyTorch. It becomes the kernel wherever no native one is loaded.
+        setup_context, backward: gradient formula, see :func:`torch.library.register_autograd`.
+        autocast: names of the arguments cast to autocast's dtype. ``None``: the op has no autocast rule.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        *,
+        fake: Callable[..., Any],
+        reference: Callable[..., Any],
+        setup_context: Callable[..., None] | None = None,
+        backward: Callable[..., Any] | None = None,
+        autocast: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.schema = schema
+        self.fake = fake
+        self.reference = reference
+        qualified = f"{NAMESPACE}::{name}"
+        torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
+        self._op = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self.arguments = tuple(a.name for a in self._op._schema.arguments)
+        torch.library.register_fake(qualified)(fake)
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+            if not _library.has_kernel(name, key):
+                torch.library.register_kernel(qualified, device)(self._fallback)
+        if backward is not None:
+            torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+        if autocast is not None:
+            self._cast = frozenset(self.arguments.index(a) for a in autocast)
+            for device in ("cpu", "cuda"):
+                self._register_autocast(qualified, device)
+        OPS[name] = self
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the operator; failed checks of native kernels become the Python exceptions they name."""
+        if torch.compiler.is_compiling():
+            return self._op(*args)
+        try:
+            return self._op(*args)
+        except RuntimeError as error:
+            raise checked_error(error) from None
+
+    def _fallback(self, *args: Any) -> Any:
+        outputs = self.fake(*args)  # checks, and the strides to return
+        results = self.reference(*args)
+        if isinstance(outputs, Tensor):
+            return outputs.copy_(results)
+        return tuple(o if o is None else o.copy_(r) for o, r in zip(outputs, results, strict=True))
+
+    def _register_autocast(self, qualified: str, device: str) -> None:
+        key = torch._C._parse_dispatch_key(_AUTOCAST[device])
+        below = torch._C.DispatchKeySet(key)
+
+        def cast(value: Any, dtype: torch.dtype) -> Any:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
+                return value.to(dtype)
+            if isinstance(value, list | tuple):
+                return [cast(v, dtype) for v in value]
+            return value
+
+        def kernel(*args: Any) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            cast_args = [cast(a, dtype) if i in self._cast else a for i, a in enumerate(args)]
+            with torch._C._ExcludeDispatchKeyGuard(below):
+                return self._op(*cast_args)
+
+        _LIBRARY.impl(self.name, kernel, _AUTOCAST[device])

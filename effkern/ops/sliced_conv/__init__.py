@@ -1,0 +1,174 @@
+"""Sliced convolution: one weight, of which a call (or each sample of a batch) uses the leading channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern.ops import _checks as check
+from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
+from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops.sliced_conv import reference
+
+GROUP_MODES = ("prefix_groups", "within_group")
+
+
+def _check_slice(op: str, weight: Tensor, c_in: int, c_out: int, groups: int, group_mode: str) -> None:
+    outs, ins = weight.size(0), weight.size(1)
+    check.check_choice(group_mode, GROUP_MODES, op, "group_mode")
+    if c_in > ins * groups:
+        raise ValueError(f"{op}: x must have at most {ins * groups} channels (the weight's), got {c_in}")
+    if c_out < 0 or c_out > outs:
+        raise ValueError(f"{op}: c_out must be in [0, {outs}], got {c_out}")
+    if groups == 1:
+        return
+    if group_mode == "within_group":
+        if c_in % groups or c_out % groups:
+            raise ValueError(f"{op}: groups = {groups} must divide x's channels and c_out, got {c_in} and {c_out}")
+    elif ins == 0 or c_in % ins:
+        raise ValueError(f"{op}: x's channels must be a multiple of the {ins} channels of a group, got {c_in}")
+    elif c_out != c_in // ins * (outs // groups):
+        raise ValueError(f"{op}: c_out must be {c_in // ins * (outs // groups)} for x's {c_in} channels, got {c_out}")
+
+
+def _fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_out: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    group_mode: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    algo: str,
+) -> Tensor:
+    op = "sliced_conv2d"
+    check.check_map(x, op)
+    check.check_weight(weight, groups, x, op)
+    _check_slice(op, weight, x.size(1), c_out, groups, group_mode)
+    check.check_geometry(stride, padding, dilation, op)
+    for vector, name in ((bias, "bias"), (scale, "scale"), (shift, "shift")):
+        check.check_vector(vector, c_out, x, op, name)
+    check.check_act(act, op)
+    check.check_algo(algo, op)
+    h, w = check.output_map(x, weight.shape[2:], stride, padding, dilation, op)
+    return empty_like_layout(x, [x.size(0), c_out, h, w])
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, bias, c_out, stride, padding, dilation, groups, group_mode, scale, shift, act, algo = inputs
+    ctx.save_for_backward(x, weight, bias, scale, shift, output)
+    ctx.options = (c_out, stride, padding, dilation, groups, group_mode, act, algo)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, bias, scale, shift, y = ctx.saved_tensors
+    c_out, stride, padding, dilation, groups, group_mode, act, algo = ctx.options
+    dtype = compute_dtype(x)
+
+    def forward(scale: Tensor | None, shift: Tensor | None) -> Tensor:
+        """The op without its activation, in fp32, where a gradient needs a value from inside the epilogue."""
+        options = (c_out, stride, padding, dilation, groups, group_mode, scale, shift, "none", algo)
+        return _sliced_conv2d(x.to(dtype), weight.to(dtype), bias, *options)
+
+    def column(vector: Tensor) -> Tensor:
+        return vector[:c_out].to(dtype).view(1, -1, 1, 1)
+
+    def whole(vector: Tensor | None, part: Tensor) -> Tensor | None:
+        """A gradient of the first c_out elements as one of the whole vector."""
+        return None if vector is None else torch.nn.functional.pad(part, (0, vector.size(0) - c_out)).to(vector.dtype)
+
+    needs = dict(zip(_sliced_conv2d.arguments, ctx.needs_input_grad, strict=True))
+    g = activation_backward(grad.to(dtype), y, lambda: forward(scale, shift), act)
+    g_shift = whole(shift, channel_sum(g)) if needs["shift"] else None
+    g_scale = whole(scale, channel_sum(g * forward(None, None))) if needs["scale"] else None
+    if scale is not None:
+        g = g * column(scale)
+    g_bias = whole(bias, channel_sum(g)) if needs["bias"] else None
+    part, running = reference.slice_weight(weight, x.size(1), c_out, groups, group_mode)
+    gx, gw = conv2d_backward(g, x, part, stride, padding, dilation, running, (needs["x"], needs["weight"]))
+    if gx is not None:
+        gx = gx.to(x.dtype)
+    if gw is not None:
+        gw = reference.unslice_weight(gw, weight, x.size(1), c_out, groups, group_mode).to(weight.dtype)
+    return gx, gw, g_bias, None, None, None, None, None, None, g_scale, g_shift, None, None
+
+
+_sliced_conv2d = Op(
+    "sliced_conv2d",
+    "(Tensor x, Tensor weight, Tensor? bias, SymInt c_out, int[] stride, int[] padding, int[] dilation, int groups, "
+    "str group_mode, Tensor? scale, Tensor? shift, str act, str algo) -> Tensor",
+    fake=_fake,
+    reference=reference.sliced_conv2d,
+    setup_context=_setup_context,
+    backward=_backward,
+    autocast=("x", "weight"),
+)
+
+
+def sliced_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    c_out: int | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    group_mode: str = "prefix_groups",
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    act: str = "none",
+    algo: str = "auto",
+) -> Tensor:
+    """Convolve with the leading ``x.size(1)`` x ``c_out`` channels of ``weight``; the rest is neither read nor copied.
+
+    ``y = act((conv2d(x, part of weight) + bias) * scale + shift)``, one store per output element.
+
+    Args:
+        x: ``[N, c_in, H, W]``, float32, bfloat16 or float16, any strides. A channel slice of a wider channels_last
+            tensor is read in place.
+        weight: ``[Co, Ci / groups, kh, kw]``, x's dtype: the whole weight.
+        bias, scale, shift: 1-d with at least ``c_out`` elements, float32 or x's dtype. ``scale`` must be finite.
+            ``scale`` and ``shift`` carry the batch norm of the width that runs (switchable batch norm).
+        c_out: output channels to compute, at most ``Co``. Default: all of them (with ``prefix_groups``: those of the
+            groups that run).
+        groups: groups of the whole weight.
+        group_mode: ``"prefix_groups"``: channels per group are fixed and the first ``c_in / (Ci / groups)`` groups run
+            (depthwise, slimmable ResNeXt). ``"within_group"``: all groups run, each with a prefix of its channels.
+            No difference for ``groups=1``.
+        act: ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"`` or ``"silu"``.
+        algo: ``"auto"`` or ``"direct"``.
+
+    Returns:
+        ``[N, c_out, Ho, Wo]`` in x's dtype and layout; sums are kept in float32. A sample's result does not depend on
+        the other samples or on the number of threads, bit for bit.
+
+    Raises:
+        ValueError: a shape, width, group count or option that does not fit; a non-finite ``scale``.
+        TypeError: a dtype that is not supported or differs from x's.
+
+    Differentiable, twice, in ``x``, ``weight``, ``bias``, ``scale`` and ``shift``; gradients have full size and are
+    zero outside the running part.
+
+    Source: slimmable networks (Yu et al., ICLR 2019) and DS-Net (Li et al., CVPR 2021) define the slicing.
+
+    >>> x, weight = torch.ones(1, 2, 1, 1), torch.arange(12.0).reshape(3, 4, 1, 1)
+    >>> sliced_conv2d(x, weight, c_out=2).flatten()
+    tensor([1., 9.])
+    """
+    if c_out is None:
+        c_out = weight.size(0)
+        if groups > 1 and group_mode == "prefix_groups" and weight.size(1) > 0:
+            c_out = x.size(1) // weight.size(1) * (c_out // groups)
+    return _sliced_conv2d(
+        x, weight, bias, c_out, check.pair(stride, "stride"), check.pair(padding, "padding"),
+        check.pair(dilation, "dilation"), groups, group_mode, scale, shift, act, algo,
+    )  # fmt: skip
