@@ -1,0 +1,114 @@
+r"""The reward of a decision and the policy-gradient loss that raises it.
+
+Why the loss looks the way it does. Write ``u`` for the K decisions on an image, ``s'`` for the probabilities they are
+drawn with, ``R`` for the reward.
+
+1. The goal is ``J(W) = sum_u pi_W(u | x) R(u)``. R comes out of an argmax and a count and has no gradient; ``pi`` has.
+2. ``grad J = sum_u R(u) grad pi(u) = sum_u pi(u) R(u) grad log pi(u) = E_u[R(u) grad log pi(u)]``, so a single draw of
+   ``u`` gives an unbiased estimate.
+3. ``E_u[grad log pi(u)] = grad sum_u pi(u) = grad 1 = 0``, so any baseline that does not depend on the drawn ``u`` may
+   be subtracted: ``grad J = E[(R(u) - R(greedy)) grad log pi(u)]``. Draws that beat the greedy decision are reinforced.
+4. The units are independent: ``log pi(u) = sum_k u_k log s'_k + (1 - u_k) log(1 - s'_k)``, minus the binary
+   cross-entropy of ``s'`` against the network's own draw. As ``u_k`` is 0 or 1, this is the same as the other usual
+   form ``sum_k log(s'_k u_k + (1 - s'_k)(1 - u_k))``.
+5. Autograd wants a scalar whose gradient is that estimate: ``L = -mean_b A_b sum_k m_k log pi_k(u_bk)`` with the
+   advantage ``A`` and ``u`` constant and ``m`` the units the curriculum has freed. The *value* of L means nothing: it
+   may be negative and need not fall. Watch the reward instead.
+
+Draws and log-probabilities must come from the same distribution ``s'``; otherwise the estimate is biased.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+EntropyForm = Literal["bernoulli", "published"]
+
+
+def reward(correct: Tensor, keep: Tensor, gamma: float = 1.0, cost: Tensor | None = None) -> Tensor:
+    """``1 - usage^2`` where the prediction is right, ``-gamma`` where it is wrong.
+
+    Args:
+        correct: ``[B]``, bool or 0/1 of an integer type: was the prediction under ``keep`` right?
+        keep: ``[B, K]``, 0/1: the blocks that ran, those forced on by a curriculum included.
+        gamma: penalty of a wrong answer; larger means more accurate and more blocks.
+        cost: ``[K]``, what each block costs (multiply-adds, measured time); usage is the share of the total. Default:
+            all cost the same, as published.
+
+    Returns:
+        ``[B]`` float32, in ``[0, 1]`` or ``-gamma``.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a cost that is negative or all zero.
+    """
+    if keep.dim() != 2 or correct.shape != keep.shape[:1]:
+        raise ValueError(f"correct must be [B] and keep [B, K], got {list(correct.shape)} and {list(keep.shape)}")
+    if cost is None:
+        usage = keep.float().mean(1)
+    else:
+        cost = cost.to(device=keep.device, dtype=torch.float32)
+        if cost.shape != keep.shape[1:] or bool((cost < 0).any()) or not bool(cost.sum() > 0):
+            raise ValueError(f"cost must be {keep.shape[1]} numbers of at least 0, not all 0, got {cost.tolist()}")
+        usage = keep.float() @ (cost / cost.sum())
+    # torch.where, because indexing with `correct` turns into assigning rows 0 and 1 once it is an integer tensor.
+    return torch.where(correct.bool(), 1 - usage.square(), -float(gamma))
+
+
+def log_probability(s: Tensor, keep: Tensor) -> Tensor:
+    """``log pi_k(u_bk)`` for every unit: ``log s`` where kept, ``log(1 - s)`` where dropped; ``[B, K]``."""
+    return torch.where(keep.bool(), s, 1 - s).log()
+
+
+def entropy(s: Tensor, form: EntropyForm = "bernoulli") -> Tensor:
+    """Entropy of every unit in nats, ``[B, K]``.
+
+    ``"published"`` is the half ``-s log s`` of the original code, kept for reproduction: it peaks at ``1/e`` and so
+    pushes every block towards being dropped.
+    """
+    if form not in ("bernoulli", "published"):
+        raise ValueError(f"form must be 'bernoulli' or 'published', got {form!r}")
+    half = -torch.special.xlogy(s, s)
+    return half if form == "published" else half - torch.special.xlogy(1 - s, 1 - s)
+
+
+def policy_loss(
+    s: Tensor,
+    keep: Tensor,
+    advantage: Tensor,
+    free: Tensor | None = None,
+    beta: float = 0.0,
+    entropy_form: EntropyForm = "bernoulli",
+) -> Tensor:
+    """The scalar whose gradient is minus the policy gradient; the head of this file derives it.
+
+    Args:
+        s: ``[B, K]``, the bounded probabilities that ``keep`` was drawn with; the only input that gets a gradient.
+        keep: ``[B, K]``, the draw.
+        advantage: ``[B]``, reward of the draw minus the baseline.
+        free: ``[K]`` bool, units under training; the others get exactly no gradient, also not from the entropy.
+            Default: all are free.
+        beta: weight of the entropy bonus.
+        entropy_form: see :func:`entropy`.
+
+    Returns:
+        A scalar. Both terms are means over the batch, so their weight does not change with its size.
+
+    Raises:
+        ValueError: for shapes that do not fit; the advantage is one number a sample.
+    """
+    if s.dim() != 2 or keep.shape != s.shape or advantage.shape != s.shape[:1]:
+        raise ValueError(
+            f"s and keep must be [B, K] and advantage [B], got {list(s.shape)}, {list(keep.shape)} and "
+            f"{list(advantage.shape)}"
+        )
+    if free is not None and free.shape != s.shape[1:]:
+        raise ValueError(f"free must be [{s.shape[1]}], got {list(free.shape)}")
+    gain = advantage.detach().unsqueeze(1) * log_probability(s, keep)
+    if beta:
+        gain = gain + beta * entropy(s, entropy_form)
+    if free is not None:
+        gain = torch.where(free.to(gain.device), gain, 0.0)
+    return -gain.sum(1).mean()

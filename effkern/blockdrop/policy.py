@@ -1,0 +1,83 @@
+"""The policy: a small network that says, before the backbone runs, which of its blocks an image needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effkern.nn.residual import ResidualBlock
+
+
+def bound(s: Tensor, a: float = 0.8) -> Tensor:
+    """Keep probabilities squeezed into ``[1 - a, a]``: ``s' = a * s + (1 - a) * (1 - s)``.
+
+    Exploration never dies and no log-probability is below ``log(1 - a)``. Sample from ``s'`` and take log-probabilities
+    of ``s'``; the greedy action is the same for ``s`` and ``s'``.
+
+    Args:
+        s: probabilities, any shape.
+        a: in (0.5, 1]. 0.5 would make the policy constant, less would invert it.
+
+    Raises:
+        ValueError: if ``a`` is outside (0.5, 1].
+    """
+    if not 0.5 < a <= 1:
+        raise ValueError(f"a must be in (0.5, 1], got {a}")
+    return a * s + (1 - a) * (1 - s)
+
+
+def sample(s: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One independent Bernoulli draw for each entry of ``s``: bool, True keeps the block."""
+    return torch.rand(s.shape, generator=generator, device=s.device, dtype=torch.float32) < s
+
+
+def greedy(s: Tensor) -> Tensor:
+    """The more probable action: bool, True keeps the block; a tie keeps it."""
+    return s >= 0.5
+
+
+class PolicyNet(nn.Module):
+    """A residual network of one block a stage that gives one logit for each block of the backbone.
+
+    ``sigmoid(logit)`` is the probability of *keeping* the block. With three stages this is the ResNet-8 of the CIFAR
+    experiments. All K decisions are taken at once from the image. There is no value head: the baseline of the policy
+    gradient is the greedy action's reward.
+
+    Args:
+        num_blocks: K.
+        in_channels: channels of the image.
+        widths: channels of each stage.
+        stem_stride: of the first convolution.
+        init: first value of every logit's bias; positive starts near the backbone that runs everything.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        in_channels: int = 3,
+        widths: Sequence[int] = (16, 32, 64),
+        stem_stride: int = 1,
+        init: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if num_blocks < 1:
+            raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        self.num_blocks = num_blocks
+        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        blocks, channels = [], widths[0]
+        for i, width in enumerate(widths):
+            shortcut = "pool" if width >= channels else "conv"
+            blocks.append(ResidualBlock(channels, width, 2 if i else 1, "basic", shortcut))
+            channels = width
+        self.blocks = nn.Sequential(*blocks)
+        self.linear = nn.Linear(channels, num_blocks)
+        nn.init.constant_(self.linear.bias, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, K]`` of images ``[N, C, H, W]``."""
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        return self.linear(x.mean((2, 3)))

@@ -1,0 +1,218 @@
+"""The two phases of training as loss functions for :func:`effkern.training.fit`, and the evaluation of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effkern.blockdrop.curriculum import Curriculum
+from effkern.blockdrop.loss import EntropyForm, policy_loss, reward
+from effkern.blockdrop.network import BlockDropNet
+from effkern.blockdrop.policy import bound, greedy, sample
+from effkern.nn.residual import set_bn_over
+
+BnStats = Literal["active", "all", "frozen"]
+
+
+@contextmanager
+def _eval_mode(net: nn.Module) -> Iterator[None]:
+    # Module by module, since a part (frozen batch norm) may be in another mode than the whole. A network that is in
+    # eval mode already is left alone: its layers may hold packed weights that a call of train() or eval() drops.
+    modes = [(module, module.training) for module in net.modules()]
+    if any(training for _, training in modes):
+        net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def _scores(net: Any, x: Tensor, keeps: list[Tensor], forced: int) -> list[Tensor]:
+    """Scores under several decisions. The first ``forced`` blocks, on in all of them, are run once."""
+    if forced and all(hasattr(net, part) for part in ("stem", "body", "head")):
+        state = net.body(net.stem(x), None, 0, forced)
+        return [net.head(net.body(state, keep, forced)) for keep in keeps]
+    return [net(x, keep) for keep in keeps]
+
+
+@dataclass
+class PolicyGradient:
+    """Phase A: the loss of the policy in front of a frozen backbone.
+
+    Use as ``fit(policy, ..., loss=PolicyGradient(backbone, ...))``. The self-critical baseline is the greedy action's
+    reward. Both passes of the backbone run without gradient and in eval mode, so it may be the deployed form with real
+    skipping.
+
+    Attributes:
+        backbone: see :class:`effkern.blockdrop.Backbone`; its parameters and statistics are not touched.
+        gamma: penalty of a wrong answer.
+        a: bound of the probabilities; see :func:`effkern.blockdrop.bound`.
+        beta: weight of the entropy.
+        curriculum: which blocks are free; default: all.
+        cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
+        entropy_form: see :func:`effkern.blockdrop.entropy`.
+        generator: source of the draws.
+        rewards: mean reward of the draws, one entry a step.
+        usages: mean share of blocks the draws ran, one entry a step.
+    """
+
+    backbone: nn.Module
+    gamma: float = 1.0
+    a: float = 0.8
+    beta: float = 0.1
+    curriculum: Curriculum | None = None
+    cost: Tensor | None = None
+    entropy_form: EntropyForm = "bernoulli"
+    generator: torch.Generator | None = None
+    rewards: list[float] = field(default_factory=list, repr=False)
+    usages: list[float] = field(default_factory=list, repr=False)
+
+    def __call__(self, policy: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of one batch; only ``policy`` gets a gradient."""
+        s = torch.sigmoid(policy(x))
+        bounded = bound(s, self.a)
+        drawn, best = sample(bounded.detach(), self.generator), greedy(s.detach())
+        forced, free = 0, None
+        if self.curriculum is not None:
+            drawn, best = self.curriculum.force(drawn), self.curriculum.force(best)
+            forced, free = self.curriculum.forced, self.curriculum.free()
+        with _eval_mode(self.backbone):
+            scores = _scores(self.backbone, x, [drawn, best], forced)
+        gains = [
+            reward(score.argmax(1) == y, keep, self.gamma, self.cost)
+            for score, keep in zip(scores, (drawn, best), strict=True)
+        ]
+        self.rewards.append(float(gains[0].mean()))
+        self.usages.append(float(drawn.float().mean()))
+        return policy_loss(bounded, drawn, gains[0] - gains[1], free, self.beta, self.entropy_form)
+
+
+@dataclass
+class Finetune:
+    """Phase B: policy and backbone together; cross-entropy of the drawn path plus the policy gradient.
+
+    Use as ``fit(BlockDropNet(backbone, policy), ..., loss=Finetune(...))``. The blocks were trained to see all their
+    predecessors; this phase shows them the paths they will really run on. The greedy pass is only the baseline: it runs
+    without gradient and in eval mode, so it leaves the running statistics as they are.
+
+    Attributes:
+        gamma: penalty of a wrong answer, larger than in phase A.
+        a: bound of the probabilities.
+        pg_weight: weight of the policy gradient, mean over the batch, beside the mean cross-entropy. The batch size
+            here reproduces the original, which summed it. With Adam it hardly matters, as the policy's parameters get
+            no other gradient.
+        bn_stats: ``"active"``: batch statistics over the rows that run a block, which is what test time sees; only
+            those rows are computed. ``"all"``: over the whole batch, dropped rows included, as published. ``"frozen"``:
+            the backbone's running statistics are used and kept.
+        cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
+        generator: source of the draws.
+        rewards: mean reward of the draws, one entry a step.
+        usages: mean share of blocks the draws ran, one entry a step.
+    """
+
+    gamma: float = 5.0
+    a: float = 0.8
+    pg_weight: float = 1.0
+    bn_stats: BnStats = "active"
+    cost: Tensor | None = None
+    generator: torch.Generator | None = None
+    rewards: list[float] = field(default_factory=list, repr=False)
+    usages: list[float] = field(default_factory=list, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.bn_stats not in ("active", "all", "frozen"):
+            raise ValueError(f"bn_stats must be 'active', 'all' or 'frozen', got {self.bn_stats!r}")
+
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """Loss of one batch for a :class:`BlockDropNet`."""
+        if not isinstance(net, BlockDropNet):
+            raise TypeError(f"net must be a BlockDropNet, got {type(net).__name__}")
+        backbone = net.backbone
+        set_bn_over(backbone, "all" if self.bn_stats == "all" else "kept")
+        s = torch.sigmoid(net.policy(x))
+        bounded = bound(s, self.a)
+        drawn, best = sample(bounded.detach(), self.generator), greedy(s.detach())
+        with _eval_mode(backbone), torch.no_grad():
+            baseline = reward(backbone(x, best).argmax(1) == y, best, self.gamma, self.cost)
+        if self.bn_stats == "frozen":
+            with _eval_mode(backbone):
+                scores = backbone(x, drawn)
+        else:
+            scores = backbone(x, drawn)
+        gain = reward(scores.detach().argmax(1) == y, drawn, self.gamma, self.cost)
+        self.rewards.append(float(gain.mean()))
+        self.usages.append(float(drawn.float().mean()))
+        return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(bounded, drawn, gain - baseline)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a policy does on a set of images.
+
+    Attributes:
+        top1: accuracy in percent.
+        blocks: mean number of blocks run.
+        patterns: number of distinct decisions.
+        by_block: ``[K]``, share of the images that run each block.
+        by_class: ``[classes]``, mean number of blocks for the images of each label; NaN for a label not seen.
+        keep: ``[N, K]`` bool, every decision.
+    """
+
+    top1: float
+    blocks: float
+    patterns: int
+    by_block: list[float]
+    by_class: list[float]
+    keep: Tensor = field(repr=False)
+
+
+@torch.no_grad()
+def evaluate(
+    backbone: nn.Module,
+    decide: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    curriculum: Curriculum | None = None,
+) -> Usage:
+    """Run a backbone under a decision rule, greedy, in eval mode.
+
+    Args:
+        backbone: see :class:`effkern.blockdrop.Backbone`.
+        decide: images to ``[N, K]``: 0/1 decisions (bool or integer), or logits of keeping (float), for example a
+            policy network.
+        batches: ``(x, labels)``.
+        curriculum: with one, its forced blocks are on, as during training; without, the policy decides on all. Report
+            both while a curriculum is not done: the forced figure flatters.
+
+    Raises:
+        ValueError: if there is no image.
+    """
+    keeps, right, labels = [], [], []
+    modules = [net for net in (backbone, decide) if isinstance(net, nn.Module)]
+    with _eval_mode(nn.ModuleList(modules)):
+        for x, y in batches:
+            keep = decide(x)
+            keep = greedy(torch.sigmoid(keep)) if keep.is_floating_point() else keep.bool()
+            keep = keep if curriculum is None else curriculum.force(keep)
+            keeps.append(keep)
+            right.append(backbone(x, keep).argmax(1) == y)
+            labels.append(y)
+    if not keeps:
+        raise ValueError("batches: must hold at least one image, got none")
+    keep, correct, label = torch.cat(keeps), torch.cat(right), torch.cat(labels)
+    used = keep.sum(1).double()
+    return Usage(
+        top1=100 * float(correct.double().mean()),
+        blocks=float(used.mean()),
+        patterns=len(keep.unique(dim=0)),
+        by_block=keep.double().mean(0).tolist(),
+        by_class=[float(used[label == c].mean()) for c in range(int(label.max()) + 1)],
+        keep=keep,
+    )

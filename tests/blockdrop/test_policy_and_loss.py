@@ -1,0 +1,204 @@
+"""The policy gradient is exact: checked against enumeration of all 2^K decisions, not against itself."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from effkern.blockdrop import (
+    PolicyNet,
+    bound,
+    entropy,
+    greedy,
+    keep_schedule,
+    log_probability,
+    policy_loss,
+    reward,
+    sample,
+    sample_keep,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
+def test_reward_table(dtype):
+    keep = torch.tensor([[1, 1, 1, 1], [0, 0, 0, 0], [1, 0, 1, 0]] * 2)
+    correct = torch.tensor([1, 1, 1, 0, 0, 0]).to(dtype)
+    want = torch.tensor([0, 1, 0.75, -5, -5, -5])
+    assert torch.equal(reward(correct, keep, gamma=5), want)
+    assert torch.equal(reward(correct, keep.bool(), gamma=5), want)
+    assert torch.equal(reward(torch.tensor([1, 0]).to(dtype), torch.tensor([[1], [0]])), torch.tensor([0.0, -1.0]))
+
+
+def test_reward_by_cost():
+    keep = torch.tensor([[1, 0, 1], [0, 1, 0]])
+    got = reward(torch.ones(2), keep, cost=torch.tensor([1, 2, 5]))
+    torch.testing.assert_close(got, torch.tensor([1 - 0.75**2, 1 - 0.25**2]))
+
+
+def test_reward_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"correct must be \[B\]"):
+        reward(torch.ones(3), torch.ones(2, 4))
+    for cost in (torch.ones(3), torch.zeros(4), torch.tensor([1.0, -1, 1, 1])):
+        with pytest.raises(ValueError, match="cost must be 4 numbers"):
+            reward(torch.ones(2), torch.ones(2, 4), cost=cost)
+
+
+def test_bound():
+    s = torch.linspace(0, 1, 11)
+    for a in (0.6, 0.8, 1.0):
+        torch.testing.assert_close(bound(s, a), a * s + (1 - a) * (1 - s))
+        assert bound(s, a).min() >= 1 - a - 1e-6
+        assert torch.equal(greedy(s), greedy(bound(s, a) + 1e-7))
+    for a in (0.5, 0.2, 0.0, 1.1):
+        with pytest.raises(ValueError, match="a must be"):
+            bound(s, a)
+
+
+def test_greedy_keeps_on_a_tie():
+    assert greedy(torch.tensor([0.4999, 0.5, 0.5001])).tolist() == [False, True, True]
+
+
+def test_sample_has_the_asked_rate_and_is_reproducible():
+    s = torch.tensor([0.0, 0.2, 0.8, 1.0]).expand(20_000, 4)
+    draw = sample(s, torch.Generator().manual_seed(0))
+    assert draw.dtype == torch.bool
+    rate = draw.double().mean(0)
+    assert rate[0] == 0 and rate[3] == 1
+    # four standard deviations of a mean of 20,000 draws
+    assert ((rate - s[0]).abs() <= 4 * (s[0] * (1 - s[0]) / 20_000).sqrt()).all()
+    assert torch.equal(draw, sample(s, torch.Generator().manual_seed(0)))
+
+
+def test_log_probability_is_minus_binary_cross_entropy():
+    s, u = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3) < 0.5
+    want = -torch.nn.functional.binary_cross_entropy(s, u.double(), reduction="none")
+    torch.testing.assert_close(log_probability(s, u), want)
+
+
+def test_entropy_forms():
+    half = torch.tensor([0.5])
+    assert entropy(half).item() == pytest.approx(math.log(2))
+    assert entropy(half, "published").item() == pytest.approx(0.5 * math.log(2))
+    s = torch.tensor([0.5], requires_grad=True)
+    (grad,) = torch.autograd.grad(entropy(s, "published").sum(), s)
+    assert grad.item() == pytest.approx(math.log(2) - 1)  # pushes towards dropping
+    (grad,) = torch.autograd.grad(entropy(s).sum(), s)
+    assert grad.item() == pytest.approx(0, abs=1e-6)
+    assert entropy(torch.tensor([0.0, 1.0])).tolist() == [0, 0]
+    with pytest.raises(ValueError, match="form"):
+        entropy(half, "shannon")
+
+
+def decisions(k: int) -> Tensor:
+    return torch.tensor(list(itertools.product([False, True], repeat=k)))
+
+
+def setting(k: int, batch: int = 3) -> tuple[Tensor, Tensor]:
+    """Logits, and a reward for every decision of every image."""
+    generator = torch.Generator().manual_seed(k)
+    logits = torch.randn(batch, k, dtype=torch.float64, generator=generator, requires_grad=True)
+    correct = torch.rand(batch, 2**k, generator=generator) < 0.6
+    table = torch.stack([reward(row, decisions(k), gamma=2) for row in correct]).double()
+    return logits, table
+
+
+def probability(s: Tensor, u: Tensor) -> Tensor:
+    """``pi(u)`` as a product of the factors s or 1 - s, ``[B, 2^K]``."""
+    return torch.where(u, s.unsqueeze(1), 1 - s.unsqueeze(1)).prod(2)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 8])
+@pytest.mark.parametrize("curriculum", [False, True])
+def test_expected_gradient_is_that_of_the_expected_reward(k, curriculum):
+    logits, table = setting(k)
+    free = torch.arange(k) >= k // 2 if curriculum else torch.ones(k, dtype=torch.bool)
+    s, u = bound(torch.sigmoid(logits)), decisions(k)
+    # Forced units are 1 in what runs, so the reward does not depend on their own draw.
+    index = ((u | ~free).long() * 2 ** torch.arange(k - 1, -1, -1)).sum(1)
+    run = table[:, index]
+    objective = (probability(s, u) * run).sum(1).mean()
+    (want,) = torch.autograd.grad(-objective, logits, retain_graph=True)
+
+    best = (greedy(s).long() * 2 ** torch.arange(k - 1, -1, -1)).sum(1)
+    baseline = run.gather(1, best.unsqueeze(1)).squeeze(1)
+    got = torch.zeros_like(want)
+    for i, decision in enumerate(u):
+        for b in range(len(logits)):
+            keep = (decision | ~free).unsqueeze(0)
+            loss = policy_loss(s[b : b + 1], keep, run[b, i : i + 1] - baseline[b : b + 1], free)
+            (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+            got += probability(s[b : b + 1].detach(), decision.unsqueeze(0)).item() * grad / len(logits)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    assert torch.equal(got[:, ~free], torch.zeros_like(got[:, ~free]))
+
+
+def test_sampled_gradient_points_the_exact_way():
+    k, draws = 6, 100_000
+    logits, table = setting(k, batch=1)
+    s = bound(torch.sigmoid(logits))
+    (want,) = torch.autograd.grad(-(probability(s, decisions(k)) * table).sum(), logits, retain_graph=True)
+    keep = sample(s.detach().expand(draws, k), torch.Generator().manual_seed(1))
+    gain = table[0][(keep.long() * 2 ** torch.arange(k - 1, -1, -1)).sum(1)]
+    (got,) = torch.autograd.grad(policy_loss(s.expand(draws, k), keep, gain - gain.mean()), logits)
+    assert torch.cosine_similarity(got, want).item() > 0.999
+
+
+def test_forced_units_get_no_gradient_from_the_entropy_either():
+    s = torch.rand(4, 5, requires_grad=True)
+    free = torch.tensor([False, False, True, True, True])
+    policy_loss(s, torch.rand(4, 5) < 0.5, torch.randn(4), free, beta=0.1).backward()
+    assert torch.equal(s.grad[:, :2], torch.zeros(4, 2))
+    assert (s.grad[:, 2:] != 0).all()
+
+
+def test_loss_does_not_depend_on_the_batch_size():
+    s, keep, gain = torch.rand(4, 5), torch.rand(4, 5) < 0.5, torch.randn(4)
+    once = policy_loss(s, keep, gain, beta=0.1)
+    twice = policy_loss(s.repeat(2, 1), keep.repeat(2, 1), gain.repeat(2), beta=0.1)
+    torch.testing.assert_close(once, twice)
+
+
+def test_advantage_is_constant_and_per_sample():
+    s, keep = torch.rand(4, 5, requires_grad=True), torch.rand(4, 5) < 0.5
+    gain = torch.randn(4, requires_grad=True)
+    policy_loss(s, keep, gain).backward()
+    assert gain.grad is None
+    with pytest.raises(ValueError, match=r"advantage \[B\]"):
+        policy_loss(s, keep, torch.randn(4, 5))
+    with pytest.raises(ValueError, match=r"free must be \[5\]"):
+        policy_loss(s, keep, torch.randn(4), torch.ones(4, dtype=torch.bool))
+
+
+def test_policy_net_has_only_parameters_that_are_trained():
+    policy = PolicyNet(7, in_channels=1, widths=(4, 8, 8), stem_stride=2, init=1.5)
+    logits = policy(torch.randn(3, 1, 14, 14))
+    assert logits.shape == (3, 7)
+    logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())
+    with pytest.raises(ValueError, match="num_blocks"):
+        PolicyNet(0)
+
+
+def test_stochastic_depth_schedules():
+    assert keep_schedule(54, 0.5).sum().item() == pytest.approx(40.25)  # expected depth of ResNet-110, published
+    assert keep_schedule(3, 0.7).tolist() == pytest.approx([0.9, 0.8, 0.7])
+    assert keep_schedule(3, 0.7, "uniform").tolist() == pytest.approx([0.7] * 3)
+    for wrong in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="last"):
+            keep_schedule(3, wrong)
+    with pytest.raises(ValueError, match="form"):
+        keep_schedule(3, form="cosine")
+
+
+def test_stochastic_depth_draws():
+    schedule = torch.tensor([0.0, 0.6, 1.0])
+    rows = sample_keep(schedule, 10_000, generator=torch.Generator().manual_seed(0)).double().mean(0)
+    assert rows[0] == 0 and rows[2] == 1
+    assert abs(rows[1] - 0.6) <= 4 * math.sqrt(0.24 / 10_000)
+    whole = sample_keep(torch.full((9,), 0.5), 6, "batch", torch.Generator().manual_seed(0))
+    assert whole.shape == (6, 9)
+    assert (whole == whole[:1]).all()
+    with pytest.raises(ValueError, match="mode"):
+        sample_keep(schedule, 2, "subset")
