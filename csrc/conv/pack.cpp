@@ -1,5 +1,6 @@
 #include "pack.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 
@@ -34,21 +35,34 @@ int64_t panels_floats(const WeightView& w) {
 
 int64_t depthwise_floats(const WeightView& w) { return w.kh * w.kw * w.groups; }
 
+namespace {
+
+// One panel: every 16-float line is gathered from 16 output rows and written once.
+template <class Load>
+void pack_panel(const WeightView& w, int64_t group, int64_t first, float* panel, Load load) {
+  const int64_t lanes = std::min(kPanel, w.out_per_group - first), from = group * w.group_stride + first * w.so;
+  for (int64_t i = 0; i < w.in_per_group; ++i) {
+    for (int64_t t = 0; t < w.kh * w.kw; ++t) {
+      float* line = panel + (t * w.in_per_group + i) * kPanel;
+      const int64_t at = from + i * w.si + t / w.kw * w.sh + t % w.kw * w.sw;
+      for (int64_t lane = 0; lane < lanes; ++lane) line[lane] = load(at + lane * w.so);
+      for (int64_t lane = lanes; lane < kPanel; ++lane) line[lane] = 0;
+    }
+  }
+}
+
+}  // namespace
+
 void pack_panels(const WeightView& w, float* out) {
-  const int64_t per_group = panels_of(w.out_per_group), taps = w.kh * w.kw;
-  const int64_t panel_floats = taps * w.in_per_group * kPanel;
+  const int64_t per_group = panels_of(w.out_per_group), panel_floats = w.kh * w.kw * w.in_per_group * kPanel;
   parallel_for(0, w.groups * per_group, 1 + 16384 / (panel_floats + 1), [&](int64_t begin, int64_t end) {
     for (int64_t p = begin; p < end; ++p) {
       const int64_t group = p / per_group, first = p % per_group * kPanel;
       float* panel = out + p * panel_floats;
-      for (int64_t lane = 0; lane < kPanel; ++lane) {
-        const int64_t o = first + lane, from = group * w.group_stride + o * w.so;
-        for (int64_t t = 0; t < taps; ++t)
-          for (int64_t i = 0; i < w.in_per_group; ++i)
-            panel[(t * w.in_per_group + i) * kPanel + lane] =
-                o < w.out_per_group ? load_float(w.data, w.dtype, from + i * w.si + t / w.kw * w.sh + t % w.kw * w.sw)
-                                    : 0.0f;
-      }
+      if (w.dtype == DType::F32)
+        pack_panel(w, group, first, panel, [&](int64_t i) { return static_cast<const float*>(w.data)[i]; });
+      else
+        pack_panel(w, group, first, panel, [&](int64_t i) { return load_float(w.data, w.dtype, i); });
     }
   });
 }
