@@ -1,0 +1,97 @@
+"""Every op and every sample of the package, found by the ``samples.py`` of its folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern import ops
+from effkern.ops._registry import OPS
+from effkern.testing import Sample, assert_within, direct_bound, to_double
+
+#: Arguments that hold one entry a sample of the batch in dimension 0, by their name in the schemas.
+BATCHED = ("x", "keep", "res", "residual", "c_in", "c_out", "width_idx")
+REFUSALS = (ValueError, TypeError, IndexError, RuntimeError)
+
+
+@cache
+def every_sample(dtype: torch.dtype = torch.float32) -> dict[str, Sample]:
+    """``"<op>/<sample>"`` to sample, over all op folders."""
+    found = {}
+    for module in pkgutil.iter_modules(ops.__path__, "effkern.ops."):
+        if not module.ispkg or importlib.util.find_spec(f"{module.name}.samples") is None:
+            continue
+        for sample in importlib.import_module(f"{module.name}.samples").samples(dtype):
+            key = f"{sample.op.name}/{sample.name}"
+            assert key not in found, f"two samples are called {key}"
+            found[key] = sample
+    return found
+
+
+def direct(sample: Sample) -> Any:
+    """The operator behind all Python conveniences."""
+    return getattr(torch.ops.effkern, sample.op.name).default
+
+
+def as_tuple(outputs: Any) -> tuple[Tensor, ...]:
+    """One tensor or several, as several."""
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Equal shape, dtype and bits; NaN equals itself."""
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and bool(
+        torch.equal(a.nan_to_num(), b.nan_to_num())
+    )  # fmt: skip
+
+
+def batch_of(sample: Sample) -> int | None:
+    """Size of the batch, or ``None`` for an op without one."""
+    x = sample.named_args().get("x")
+    return x.size(0) if isinstance(x, Tensor) else None
+
+
+def batched(sample: Sample) -> tuple[str, ...]:
+    """Names of the arguments with one entry a sample."""
+    n = batch_of(sample)
+    return tuple(
+        name for name, value in sample.named_args().items()
+        if name in BATCHED and isinstance(value, Tensor) and value.dim() > 0 and value.size(0) == n
+    )  # fmt: skip
+
+
+def with_rows(sample: Sample, rows: Tensor) -> tuple:
+    """The arguments for the listed samples of the batch only."""
+    names = batched(sample)
+    return tuple(v.index_select(0, rows) if k in names else v for k, v in sample.named_args().items())
+
+
+def check_values(sample: Sample, args: tuple, outputs: Any, what: str) -> None:
+    """Outputs against the fp64 oracle of the same (rounded) arguments."""
+    exact = as_tuple(sample.reference(*to_double(args)))
+    outputs = as_tuple(outputs)
+    assert len(outputs) == len(exact), what
+    for y, y64 in zip(outputs, exact, strict=True):
+        if not y.is_floating_point():
+            assert torch.equal(y, y64), what
+            continue
+        if sample.magnitude is None:
+            bound = 16 * 2.0**-24 * y64.abs()
+        else:
+            bound = direct_bound(sample.magnitude(*args), y64, y.dtype)
+        assert_within(y, y64, bound, what)
+
+
+def differentiable_ops() -> Iterator[str]:
+    """Keys of the samples that have gradients."""
+    return (key for key, sample in every_sample().items() if sample.requires_grad)
+
+
+__all__ = ["BATCHED", "OPS", "REFUSALS"]
