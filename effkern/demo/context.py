@@ -20,6 +20,7 @@ Predict = Callable[[Tensor], Any]
 
 BATCH = 64  # the large batch of every row
 SINGLES = 8  # images that one timed call at batch 1 runs, one after another: a per-image cost, less timer noise
+MIN_STEPS = 100  # in an epoch
 POOL = 8  # different batches that the timed calls take in turn, since dynamic networks cost what the images ask for
 
 
@@ -53,7 +54,12 @@ class Subject:
 
 @dataclass
 class Row:
-    """One row of the table; times are milliseconds per image, medians and minima."""
+    """One row of the table; times are milliseconds per image, medians and minima.
+
+    ``top1`` is in percent; ``eager_form_*`` names the fastest eager form; ``*_left`` are shares of the row
+    ``relative_to``; ``eager_only`` says that effkern has no part in the row; ``disagreeing`` is the share of images on
+    which two forms gave different scores.
+    """
 
     stage: str
     name: str
@@ -76,6 +82,7 @@ class Row:
     time_left_b1: float | None = None
     time_left_b64: float | None = None
     relative_to: str | None = None
+    eager_only: bool = False
     disagreeing: float = 0.0
     note: str = ""
 
@@ -86,7 +93,10 @@ class StageResult:
 
     Attributes:
         rows: of the table, from :meth:`DemoContext.measure_rows`.
-        extra: plain data for the report (curves, block usage, ..); must survive JSON.
+        extra: plain data for the report; must survive JSON. The page draws two keys of it:
+            ``"curves"``: ``[{"title", "x", "y", "series": {name: [[x, y], ...]}}]``, and
+            ``"blocks"``: ``{"usage": [share of images for each block], "patterns": number of different policies,
+            "samples": [{"index": of a test image, "predicted": label, "keep": [0 or 1 for each block]}]}``.
         state: name -> state dict; saved as safetensors, read back by :meth:`DemoContext.load_state`.
         notes: honest sentences for the report: where effkern loses, what was cut short.
     """
@@ -111,7 +121,7 @@ class DemoContext:
         seed: of the run; ``generator(k)`` gives independent streams.
         quick: whether this is a smoke test: tiny nets, few steps, short measurements.
         threads: of torch.
-        budget_s: stage -> seconds it may take, training and measuring together.
+        budget_s: stage -> seconds its training may take; measuring comes on top.
         measure_s: seconds of timing for each form of each subject of ``measure_rows``.
         begun: when the running stage began, on ``time.monotonic``.
     """
@@ -142,8 +152,8 @@ class DemoContext:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + stream)
 
     def time_left(self, stage: str) -> float:
-        """Seconds of the stage's budget that are left; never negative, infinite where it has none."""
-        return max(0.0, self.begun + self.budget_s.get(stage, float("inf")) - time.monotonic())
+        """Seconds of the stage's budget that are left; at least one, infinite where it has none."""
+        return max(1.0, self.begun + self.budget_s.get(stage, float("inf")) - time.monotonic())
 
     def progress(self, what: Iterable[Any] | int, desc: str) -> Any:
         """A progress bar with the time left, over an iterable or ``what`` steps counted with ``update``."""
@@ -166,12 +176,13 @@ class DemoContext:
     ) -> FitResult:
         """Train on the training split, shuffled and augmented; options as in :func:`effkern.training.fit`.
 
-        With ``quick`` at most 2 steps are taken.
+        With ``quick`` at most 2 steps are taken. A small data set (the digits) is gone through more often, so that
+        an epoch has at least 100 steps.
         """
         generator = self.generator(stream)
         train = self.data.train
         batch_size = min(batch_size, len(train))
-        steps = len(train) // batch_size
+        steps = max(MIN_STEPS, len(train) // batch_size)
         if self.quick:
             recipe = Recipe(**{**asdict(recipe), "epochs": min(recipe.epochs, 2 / steps)})
         return fit(

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from effkern.training import Timing
 
 from .context import BATCH, POOL, SINGLES, DemoContext, Predict, Row, Subject
 
-__all__ = ["measure_rows"]
+__all__ = ["eager_forms", "measure_rows"]
 
 TOLERANCE = 1e-3  # of the largest score: fp32 sums in another order differ by about 1e-6, a wrong kernel by far more
 ALLOWED = 0.01  # images whose dynamic decision may tip over on such a difference
+
+
+def eager_forms(model: nn.Module) -> dict[str, Predict]:
+    """Copies of a network in both memory layouts, in eval mode: what eager PyTorch offers without further work."""
+    return {
+        name: copy.deepcopy(model).eval().to(memory_format=layout)
+        for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last))
+    }
 
 
 def measure_rows(ctx: DemoContext, stage: str, subjects: Sequence[Subject]) -> list[Row]:
@@ -116,6 +125,7 @@ def _row(stage: str, subject: Subject, timings: dict[int, dict[Any, Timing]], di
         bytes_on_disk=subject.bytes_on_disk,
         macs=subject.macs,
         relative_to=subject.relative_to,
+        eager_only=subject.run is None,
         disagreeing=disagreeing,
         note=subject.note,
         **values,

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +72,21 @@ class FitResult:
     def cut_short(self) -> bool:
         """Whether the time budget ended the run before its planned steps."""
         return self.steps < self.planned
+
+    def remark(self, what: str) -> str:
+        """A sentence for a report, when the run was cut short."""
+        return f"{what} took {self.steps} of its {self.planned} planned steps: its time was over."
+
+    def plain(self, points: int = 60) -> dict[str, Any]:
+        """Plain data for a report: the numbers, and the loss as about ``points`` means over the run."""
+        width = max(1, math.ceil(len(self.losses) / points))
+        chunks = [self.losses[begin : begin + width] for begin in range(0, len(self.losses), width)]
+        return {
+            "steps": self.steps,
+            "planned": self.planned,
+            "seconds": round(self.seconds, 2),
+            "loss": [round(sum(chunk) / len(chunk), 4) for chunk in chunks],
+        }
 
 
 def learning_rate(recipe: Recipe, fraction: float) -> float:

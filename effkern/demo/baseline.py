@@ -1,0 +1,47 @@
+"""Stage 1: a small dense ResNet in plain PyTorch, the network that the other stages are held against."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from effkern.models import create_model
+from effkern.training import Recipe, bytes_on_disk, count_macs, count_params
+
+from .context import DemoContext, StageResult, Subject
+from .measuring import eager_forms
+
+__all__ = ["NAME", "build", "run"]
+
+NAME = "ResNet-20, dense"
+
+
+def build(ctx: DemoContext) -> nn.Module:
+    """The network, untrained: ResNet-20 with a stem of stride 2, so that a CPU trains it in two minutes."""
+    blocks = (1, 1, 1) if ctx.quick else None
+    channels, _, _ = ctx.shape
+    return create_model("resnet20", in_channels=channels, num_classes=ctx.classes, stem_stride=2, blocks=blocks)
+
+
+def run(ctx: DemoContext) -> StageResult:
+    """Train the dense network and time it in eager PyTorch."""
+    torch.manual_seed(ctx.seed)
+    model = build(ctx).to(memory_format=torch.channels_last)
+    # A large batch keeps both cores busy at 14x14; one cycle makes few epochs count.
+    recipe = Recipe(epochs=5, lr=0.4, weight_decay=5e-4, label_smoothing=0.05, budget_s=ctx.time_left("baseline"))
+    trained = ctx.fit(model, recipe, batch_size=256, stream=1, desc="baseline: train")
+
+    macs = count_macs(model, torch.zeros(1, *ctx.shape))
+    subject = Subject(
+        name=NAME,
+        top1=ctx.accuracy(model),
+        params=count_params(model),
+        bytes_on_disk=bytes_on_disk(model),
+        macs=macs,
+        eager=eager_forms(model),
+        relative_to=NAME,
+        note="Eager PyTorch on both sides: effkern has no part in this row.",
+    )
+    extra = {"val_top1": ctx.accuracy(model, "val"), "training": trained.plain()}
+    notes = [trained.remark("The baseline")] if trained.cut_short else []
+    return StageResult(ctx.measure_rows("baseline", [subject]), extra, {"model": model.state_dict()}, notes)

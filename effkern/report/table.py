@@ -1,0 +1,145 @@
+"""The table of a report, for a terminal, for Markdown and for the page: the same cells everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["HEADS", "amount", "cells", "losses", "markdown", "terminal"]
+
+Row = Mapping[str, Any]
+
+# Saved time may lag saved multiply-adds by this much before the page calls it a loss.
+SLACK = 0.08
+
+HEADS = (
+    "network",
+    "top-1 %",
+    "params",
+    "disk",
+    "MACs",
+    "b1 ms",
+    "b1 eager",
+    "b1 gain",
+    "b64 ms",
+    "b64 eager",
+    "b64 gain",
+    "MACs left",
+    "time left b1",
+    "b64",
+)
+LEGEND = (
+    "Times are milliseconds per image: median (minimum). b1, b64: batch 1, batch 64. eager: the same function in "
+    "PyTorch eager, its fastest form, interleaved in the same run. gain: eager time / effkern time; below 1 effkern loses. "
+    "left: share of the multiply-adds and of the time of the row it is compared with."
+)
+
+
+def cells(row: Row, minima: bool = True) -> list[str]:
+    """The texts of one row, in the order of :data:`HEADS`."""
+    out = [
+        row["name"],
+        f"{row['top1']:.2f}",
+        amount(row["params"]),
+        amount(row["bytes_on_disk"]) + "B",
+        amount(row["macs"]),
+    ]
+    for batch in ("b1", "b64"):
+        out.append(_time(row, f"ms_{batch}", minima))
+        out.append(_time(row, f"eager_ms_{batch}", minima))
+        out.append("–" if _is_eager(row) else f"{gain(row, batch):.2f}x")  # noqa: RUF001
+    out += [_share(row["macs_left"]), _share(row["time_left_b1"]), _share(row["time_left_b64"])]
+    return out
+
+
+def gain(row: Row, batch: str) -> float:
+    """How many times faster than eager; ``batch`` is ``"b1"`` or ``"b64"``."""
+    return row[f"eager_ms_{batch}"] / row[f"ms_{batch}"]
+
+
+def terminal(rows: Sequence[Row], width: int = 100_000) -> str:
+    """Aligned columns, grouped by stage; without the minima if they do not fit ``width``."""
+    text = _aligned(rows, minima=True)
+    if max(map(len, text.splitlines()), default=0) > width:
+        text = _aligned(rows, minima=False)
+    return text
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """A Markdown table, with minima."""
+    lines = ["| " + " | ".join(HEADS) + " |", "|---" + "|---:" * (len(HEADS) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def losses(rows: Sequence[Row]) -> list[str]:
+    """Sentences on everything that is worse than it should be."""
+    found = []
+    accuracy = next((row["top1"] for row in rows if row["stage"] == "baseline"), None)
+    for row in rows:
+        name = row["name"]
+        if not _is_eager(row):
+            for batch, label in (("b1", "batch 1"), ("b64", "batch 64")):
+                if gain(row, batch) < 1:
+                    found.append(
+                        f"{name}: slower than eager PyTorch at {label} ({gain(row, batch):.2f}x; "
+                        f"eager is fastest as {row[f'eager_form_{batch}']})."
+                    )
+        if row["macs_left"] is not None and row["relative_to"] != name:
+            for batch, label in (("b1", "batch 1"), ("b64", "batch 64")):
+                left = row[f"time_left_{batch}"]
+                if left > row["macs_left"] + SLACK:
+                    found.append(
+                        f"{name}: {_share(row['macs_left'])} of the multiply-adds of {row['relative_to']} are left, "
+                        f"but {_share(left)} of the time at {label}."
+                    )
+        if accuracy is not None and row["top1"] < accuracy - 0.5:
+            found.append(f"{name}: {accuracy - row['top1']:.2f} points less accurate than the baseline.")
+        if row["disagreeing"]:
+            found.append(
+                f"{name}: on {100 * row['disagreeing']:.2f} % of the images effkern and eager take different decisions."
+            )
+    return found
+
+
+def amount(value: float) -> str:
+    """A count in k, M or G with three digits."""
+    for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
+    return f"{value:g}"
+
+
+def _time(row: Row, key: str, minima: bool) -> str:
+    return f"{_ms(row[key])} ({_ms(row[key + '_min'])})" if minima else _ms(row[key])
+
+
+def _ms(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def _is_eager(row: Row) -> bool:
+    """Whether effkern has no part in this row."""
+    return bool(row["eager_only"])
+
+
+def _aligned(rows: Sequence[Row], minima: bool) -> str:
+    texts = [cells(row, minima) for row in rows]
+    widths = [max(map(len, column)) for column in zip(HEADS, *texts, strict=True)]
+
+    def line(parts: Sequence[str]) -> str:
+        first = f"  {parts[0]:<{widths[0]}}"
+        return first + "".join(f"  {part:>{width}}" for part, width in zip(parts[1:], widths[1:], strict=True))
+
+    out = [line(HEADS), "  " + "-" * (sum(widths) + 2 * (len(widths) - 1))]
+    stage = None
+    for row, text in zip(rows, texts, strict=True):
+        if row["stage"] != stage:
+            stage = row["stage"]
+            out.append(str(stage))
+        out.append(line(text))
+    return "\n".join(out) + "\n"
