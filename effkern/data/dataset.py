@@ -72,7 +72,7 @@ class Dataset:
         *,
         generator: torch.Generator | None = None,
         augment: bool = False,
-        shift: int = 2,
+        shift: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass over ``split`` as ``(images float32 normalised, labels)``.
 

@@ -162,14 +162,18 @@ class _Run:
         for stage in STAGES if "baseline" not in kept else waiting:
             self.store.drop(stage.name)
         total = int(sum(stage.budget_s + stage.measuring_s for stage in waiting))
-        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} of at most about " + _minutes(total)
-        with progress(total, "demo", leave=True, bar_format=layout) as bar:
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}" + (
+            "" if self.options.quick else f" of about {_clock(total)}"
+        )
+        # disable=None: only on a terminal; a log has the lines below.
+        with progress(total, "demo", disable=None, bar_format=layout) as bar:
             for stage in waiting:
                 if "baseline" in self.failed:
                     self.failed[stage.name] = "needs the baseline"
                     continue
-                bar.set_description(f"demo {len(self.finished) + 1}/{len(self.stages)} {stage.name}")
-                say(f"\n{stage.name}: {stage.title}")
+                place = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
+                bar.set_description_str(f"demo {place}")
+                say(f"\n[{place}] {stage.name}: {stage.title}")
                 self._run_stage(stage)
                 bar.update(int(stage.budget_s + stage.measuring_s))
 
@@ -194,7 +198,7 @@ class _Run:
             self.failed[stage.name] = f"{type(error).__name__}: {error}"
             return
         self.finished.append(stage.name)
-        say(f"{stage.name}: done in {_minutes(seconds)}")
+        say(f"{stage.name}: done in {_clock(seconds)}")
         for note in result.notes:
             say(f"  {note}")
 
@@ -234,5 +238,5 @@ class _Run:
         return next((name for name in names if name not in self.finished), None)
 
 
-def _minutes(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d} min"

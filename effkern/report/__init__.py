@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ def write_report(folder: Path, report: Mapping[str, Any], images: Tensor, labels
         The path of the page.
     """
     rows = report["rows"]
-    say("\n" + table.terminal(rows, shutil.get_terminal_size((160, 40)).columns))
-    say(table.LEGEND)
+    width = shutil.get_terminal_size((160, 40)).columns
+    say("\n" + table.terminal(rows, width))
+    say(textwrap.fill(table.LEGEND, min(width, 120)))
     for sentence in table.losses(rows):
         say(f"  loss: {sentence}")
 

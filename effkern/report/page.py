@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from . import plots
 from .table import HEADS, LEGEND, cells, gain, losses
 
 __all__ = ["render"]
@@ -19,7 +20,7 @@ body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.5 system-ui,
 main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 27px; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 19px; margin: 38px 0 8px; }
-p { margin: 6px 0; max-width: 84ch; }
+p { margin: 6px 0; max-width: 120ch; }
 .soft, figcaption, footer { color: var(--soft); font-size: 13px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; width: 100%; }
@@ -120,8 +121,9 @@ def _cells(row: Mapping[str, Any]) -> Iterable[str]:
 
 def _picture(title: str, caption: str, png: bytes) -> str:
     data = base64.b64encode(png).decode()
+    width = int.from_bytes(png[16:20], "big") * 96 // plots.DPI  # bytes 16 to 19 of every PNG; shown at its real size
     return (
-        f'<figure><img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+        f'<figure><img alt="{escape(title)}" width={width} src="data:image/png;base64,{data}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 

@@ -11,6 +11,7 @@ Row = Mapping[str, Any]
 
 # Saved time may lag saved multiply-adds by this much before the page calls it a loss.
 SLACK = 0.08
+BATCHES = (("b1", "batch 1"), ("b64", "batch 64"))
 
 HEADS = (
     "network",
@@ -25,13 +26,13 @@ HEADS = (
     "b64 eager",
     "b64 gain",
     "MACs left",
-    "time left b1",
-    "b64",
+    "b1 left",
+    "b64 left",
 )
 LEGEND = (
-    "Times are milliseconds per image: median (minimum). b1, b64: batch 1, batch 64. eager: the same function in "
-    "PyTorch eager, its fastest form, interleaved in the same run. gain: eager time / effkern time; below 1 effkern loses. "
-    "left: share of the multiply-adds and of the time of the row it is compared with."
+    "Times: milliseconds per image, median (minimum); b1, b64: batch 1, batch 64. eager: the same function in PyTorch "
+    "eager, in its fastest form, interleaved in the same run. gain: eager time over effkern time, below 1 is a loss. "
+    "left: share of the multiply-adds and of the time of the network it is compared with."
 )
 
 
@@ -78,21 +79,22 @@ def losses(rows: Sequence[Row]) -> list[str]:
     accuracy = next((row["top1"] for row in rows if row["stage"] == "baseline"), None)
     for row in rows:
         name = row["name"]
-        if not _is_eager(row):
-            for batch, label in (("b1", "batch 1"), ("b64", "batch 64")):
-                if gain(row, batch) < 1:
-                    found.append(
-                        f"{name}: slower than eager PyTorch at {label} ({gain(row, batch):.2f}x; "
-                        f"eager is fastest as {row[f'eager_form_{batch}']})."
-                    )
-        if row["macs_left"] is not None and row["relative_to"] != name:
-            for batch, label in (("b1", "batch 1"), ("b64", "batch 64")):
-                left = row[f"time_left_{batch}"]
-                if left > row["macs_left"] + SLACK:
-                    found.append(
-                        f"{name}: {_share(row['macs_left'])} of the multiply-adds of {row['relative_to']} are left, "
-                        f"but {_share(left)} of the time at {label}."
-                    )
+        slow = [
+            f"{gain(row, batch):.2f}x at {label} (eager: {row[f'eager_form_{batch}']})"
+            for batch, label in BATCHES
+            if not _is_eager(row) and gain(row, batch) < 1
+        ]
+        if slow:
+            found.append(f"{name}: slower than eager PyTorch: {', '.join(slow)}.")
+        if row["macs_left"] is not None:
+            wasted = [
+                f"{_share(row[f'time_left_{batch}'])} of the time at {label}"
+                for batch, label in BATCHES
+                if row[f"time_left_{batch}"] > row["macs_left"] + SLACK
+            ]
+            if wasted:
+                work = f"{_share(row['macs_left'])} of the multiply-adds of {row['relative_to']} are left"
+                found.append(f"{name}: {work}, but {' and '.join(wasted)}.")
         if accuracy is not None and row["top1"] < accuracy - 0.5:
             found.append(f"{name}: {accuracy - row['top1']:.2f} points less accurate than the baseline.")
         if row["disagreeing"]:

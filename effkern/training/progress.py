@@ -19,6 +19,8 @@ def progress(what: Iterable[Any] | int, desc: str, *, leave: bool = False, **opt
     live = sys.stderr.isatty()
     given: dict[str, Any] = {"total": what} if isinstance(what, int) else {"iterable": what}
     settings = {"desc": desc, "leave": leave, "dynamic_ncols": live, "mininterval": 0.1 if live else 30.0}
+    if not live:
+        settings["delay"] = 10.0  # a log need not hear of what is over in seconds
     # tqdm's monitor thread would wake up the bars during a measurement.
     tqdm.monitor_interval = 0
     return tqdm(**given, **{**settings, **options})

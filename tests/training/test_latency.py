@@ -34,7 +34,7 @@ def test_functions_take_turns_back_and_forth():
 
 def test_median_and_minimum_are_of_the_calls():
     machine = FakeMachine()
-    durations = iter([9.0] + [1.0, 5.0, 3.0, 4.0, 2.0, 6.0, 7.0, 8.0, 9.0, 10.0])
+    durations = iter([9.0, 1.0, 5.0, 3.0, 4.0, 2.0, 6.0, 7.0, 8.0, 9.0, 10.0])
 
     def uneven() -> None:
         machine.now += next(durations)
