@@ -1,4 +1,7 @@
-"""Product-quantized ops: bounds, gradients, codes out of range, memory, contracts of the codebook."""
+"""Product-quantized ops: codes out of range, memory, gradients of shared entries, contracts of the codebook.
+
+Values, layouts, gradients and registration of all samples: test_every_op.py.
+"""
 
 import subprocess
 import sys
@@ -14,61 +17,20 @@ import effkern
 from effkern.ops import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
 from effkern.ops.pq import reference
 from effkern.ops.pq.samples import random_codes, samples
-from effkern.testing import assert_within, direct_bound, layouts, to_double
-
-NAMES = [s.name for s in samples()]
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+from effkern.testing import assert_within, direct_bound
 
 
-def sample_of(name, dtype=torch.float32):
-    return next(s for s in samples(dtype) if s.name == name)
+def sample_of(name):
+    return next(s for s in samples() if s.name == name)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_is_within_the_bound(name, dtype):
-    sample = sample_of(name, dtype)
-    exact = sample.reference(*to_double(sample.args))
-    bound = direct_bound(sample.magnitude(*sample.args), exact, dtype)
-    x = sample.args[0]
-    for layout, value in layouts(x).items() if x.dim() == 4 else [("given", x)]:
-        y = sample.op(value, *sample.args[1:])
-        assert y.dtype == dtype
-        assert_within(y, exact, bound, f"{name} {layout}")
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if "nothing" not in n and "empty" not in n and "no_rows" not in n])
-def test_gradients_match_autograd_of_the_reference(name):
-    sample = sample_of(name)
-    args = list(sample.args)
-    places = [sample.op.arguments.index(n) for n in sample.requires_grad]
-    for i in places:
-        args[i] = args[i].detach().requires_grad_()
-    y = sample.op(*args)
-    seed = torch.linspace(0.5, 1.5, y.numel()).reshape(y.shape)
-    got = torch.autograd.grad(y, [args[i] for i in places], seed, retain_graph=True)
-    exact_args = list(to_double(tuple(sample.args)))
-    for i in places:
-        exact_args[i].requires_grad_()
-    exact = torch.autograd.grad(sample.reference(*exact_args), [exact_args[i] for i in places], seed.double())
-    for which, g, e in zip(sample.requires_grad, got, exact, strict=True):
-        assert g.shape == e.shape and g.dtype == torch.float32
-        # The kinks of relu and hardswish are the only places where fp32 may decide otherwise; samples avoid them.
-        assert float((g - e).abs().max()) <= 2e-5 * (1 + float(e.abs().max())), which
-    spread = torch.autograd.grad(y.sum(), [args[i] for i in places])  # an incoming gradient of stride 0
-    dense = torch.autograd.grad(sample.op(*args), [args[i] for i in places], torch.ones_like(y))
-    for a, b in zip(spread, dense, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["conv_3x3_d9", "linear_no_rows", "embedding", "bag_weighted_sum", "decode"])
-def test_opcheck(name):
-    sample = sample_of(name)
-    args = list(sample.args)
-    for n in sample.requires_grad:
-        i = sample.op.arguments.index(n)
-        args[i] = args[i].clone().requires_grad_()
-    torch.library.opcheck(getattr(torch.ops.effkern, sample.op.name).default, tuple(args))
+def test_linear_takes_any_leading_dimensions():
+    codes, book = random_codes(torch.Generator().manual_seed(1), 6, 8, 4, 5, 0, 1, torch.uint8)
+    x = torch.randn(2, 3, 8)
+    y = pq_linear(x, codes, book)
+    assert y.shape == (2, 3, 6) and pq_linear(x[:0], codes, book).shape == (0, 3, 6)
+    assert torch.equal(pq_linear(x[1, 2], codes, book), y[1, 2])
+    assert torch.equal(pq_linear(x.transpose(0, 1), codes, book), y.transpose(0, 1))
 
 
 def test_codebook_gradient_sums_over_all_uses_and_spares_the_unused():

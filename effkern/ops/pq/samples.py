@@ -11,6 +11,8 @@ from torch import Tensor
 from effkern.ops.pq import reference, registration
 from effkern.testing import Sample
 
+ANY_RANK = frozenset({"any_rank"})  # the first argument takes any number of leading dimensions
+
 # name, (N, Ci, H, W), Co, (R, S), groups, d, K, stages (0: 2-d codes), books, code dtype, scale, bias, act, window
 _CONVS: tuple[tuple[Any, ...], ...] = (
     ("3x3_d9", (2, 5, 9, 7), 21, (3, 3), 1, 9, 16, 0, 1, torch.uint8, True, True, "relu", (1, 1, 1)),
@@ -32,7 +34,7 @@ _LINEARS: tuple[tuple[Any, ...], ...] = (
     ("d4", (5, 24), 10, 4, 64, 0, 1, True, True, "none"),
     ("one_row_tail", (1, 37), 50, 8, 256, 0, 1, False, True, "relu"),
     ("three_dims_two_stages", (2, 3, 16), 19, 16, 12, 2, 2, True, False, "silu"),
-    ("vector", (12,), 7, 2, 9, 0, 6, False, False, "none"),
+    ("book_per_position", (2, 12), 7, 2, 9, 0, 6, False, False, "none"),
     ("no_rows", (0, 8), 4, 4, 8, 0, 1, True, True, "none"),
 )
 
@@ -98,7 +100,9 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         x = torch.randn(size, generator=generator).to(dtype)
         linear_args = (x, codes, book, scale, bias, act, "auto")
         wants = _present(x=x, codebook=book, scale=scale, bias=bias)
-        yield Sample(f"linear_{name}", registration.linear, reference.pq_linear, linear_args, _linear_magnitude, wants)
+        yield Sample(
+            f"linear_{name}", registration.linear, reference.pq_linear, linear_args, _linear_magnitude, wants, ANY_RANK
+        )
     yield from _table_samples(generator, dtype)
 
 
@@ -116,11 +120,11 @@ def _table_samples(generator: torch.Generator, dtype: torch.dtype) -> Iterator[S
 
     op, ref = registration.embedding, reference.pq_embedding
     both = ("codebook", "scale")
-    yield Sample("embedding", op, ref, (idx, codes, book, scale, None), _embedding_magnitude, both)
+    yield Sample("embedding", op, ref, (idx, codes, book, scale, None), _embedding_magnitude, both, ANY_RANK)
     args: tuple[Any, ...] = (idx.int(), staged, stage_books, None, 3)
-    yield Sample("embedding_padded_two_stages", op, ref, args, _embedding_magnitude, ("codebook",))
+    yield Sample("embedding_padded_two_stages", op, ref, args, _embedding_magnitude, ("codebook",), ANY_RANK)
     args = (idx[:0], codes, book, scale, 0)
-    yield Sample("embedding_of_nothing", op, ref, args, _embedding_magnitude, both)
+    yield Sample("embedding_of_nothing", op, ref, args, _embedding_magnitude, both, ANY_RANK)
 
     op, ref = registration.bag, reference.pq_embedding_bag
     flat, offsets = idx.reshape(-1), torch.tensor([0, 2, 2, 5])
