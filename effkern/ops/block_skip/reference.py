@@ -11,13 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ACTIVATIONS = {
-    "none": lambda x: x,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "silu": F.silu,
-}
+from effkern.ops._autograd import activate, compute_dtype
+
 CONVS = {"basic": 2, "bottleneck": 3}
 
 
@@ -61,38 +56,39 @@ def blend(keep: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return y
 
 
+def strides_of(weights: int, stride: int) -> list[int]:
+    """Stride of each convolution: on the first of a basic block, on the 3x3 of a bottleneck."""
+    return [stride, 1] if weights == 2 else [1, stride, 1]
+
+
 def branch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, act: str) -> Tensor:
-    """``f(x)``: the convolutions with the activation between them, none after the last. The first 3x3 has the
-    stride."""
-    activation = ACTIVATIONS[act]
-    strided = next((i for i, w in enumerate(weights) if w.shape[2] == 3), 0)
-    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        x = activation(x) if i else x
-        x = F.conv2d(x, weight, bias, stride=stride if i == strided else 1, padding=weight.shape[2] // 2)
+    """``f(x)``: the convolutions with the activation between them, none after the last."""
+    for i, step in enumerate(strides_of(len(weights), stride)):
+        x = activate(x, act) if i else x
+        x = F.conv2d(x, weights[i], biases[i], stride=step, padding=weights[i].shape[2] // 2)
     return x
 
 
-def skip_block(
+def _skip_block(
     x: Tensor,
     keep: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
-    stride: int = 1,
-    res: Tensor | None = None,
-    act: str = "relu",
+    stride: int,
+    res: Tensor | None,
+    act: str,
 ) -> Tensor:
-    """One residual block, run for the samples that keep it."""
     check_keep(keep)
-    dtype = x.dtype
-    math = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    x, shortcut = x.to(math), (x if res is None else res).to(math)
-    weights, biases = [w.to(math) for w in weights], [b.to(math) for b in biases]
+    dtype = compute_dtype(x)
+    shortcut = (x if res is None else res).to(dtype)
+    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
     # Only the rows that count are touched: a NaN in a dropped sample must not reach the weight gradients as 0 * NaN.
     rows = (torch.ones_like(keep) if keep.requires_grad else keep).nonzero().flatten()
+    if rows.numel() == 0 or shortcut.numel() == 0:
+        return shortcut.clone().to(x.dtype)
     old = shortcut.index_select(0, rows)
-    new = ACTIVATIONS[act](branch(x.index_select(0, rows), weights, biases, stride, act) + old)
-    y = shortcut.index_copy(0, rows, blend(keep.index_select(0, rows), new, old))
-    return y.to(dtype)
+    new = activate(branch(x.index_select(0, rows).to(dtype), weights, biases, stride, act) + old, act)
+    return shortcut.index_copy(0, rows, blend(keep.index_select(0, rows), new, old)).to(x.dtype)
 
 
 def skip_basic_block(
@@ -102,12 +98,13 @@ def skip_basic_block(
     b1: Tensor,
     w2: Tensor,
     b2: Tensor,
-    stride: int = 1,
-    res: Tensor | None = None,
-    act: str = "relu",
+    stride: int,
+    res: Tensor | None,
+    act: str,
+    algo: str,
 ) -> Tensor:
     """Two 3x3 convolutions with a residual sum, for the kept samples."""
-    return skip_block(x, keep, [w1, w2], [b1, b2], stride, res, act)
+    return _skip_block(x, keep, [w1, w2], [b1, b2], stride, res, act)
 
 
 def skip_bottleneck(
@@ -119,28 +116,22 @@ def skip_bottleneck(
     b2: Tensor,
     w3: Tensor,
     b3: Tensor,
-    stride: int = 1,
-    res: Tensor | None = None,
-    act: str = "relu",
+    stride: int,
+    res: Tensor | None,
+    act: str,
+    algo: str,
 ) -> Tensor:
     """1x1, 3x3 and 1x1 convolutions with a residual sum, for the kept samples."""
-    return skip_block(x, keep, [w1, w2, w3], [b1, b2, b3], stride, res, act)
+    return _skip_block(x, keep, [w1, w2, w3], [b1, b2, b3], stride, res, act)
 
 
 def skip_stage(
-    x: Tensor,
-    keep: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    kind: str = "basic",
-    act: str = "relu",
+    x: Tensor, keep: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], kind: str, act: str, algo: str
 ) -> Tensor:
-    """The identity blocks of one stage, one after the other."""
+    """The identity blocks of one stage, one after the other; 16-bit storage is rounded once, after the last."""
     check_keep(keep)
     n = CONVS[kind]
-    dtype = x.dtype
-    y = x.to(torch.float32) if dtype in (torch.float16, torch.bfloat16) else x
-    weights, biases = [w.to(y.dtype) for w in weights], [b.to(y.dtype) for b in biases]
+    y = x.to(compute_dtype(x))
     for k in range(keep.shape[1]):
-        y = skip_block(y, keep[:, k], weights[n * k : n * k + n], biases[n * k : n * k + n], act=act)
-    return y.to(dtype)
+        y = _skip_block(y, keep[:, k], weights[n * k : n * k + n], biases[n * k : n * k + n], 1, None, act)
+    return (y.clone() if y is x else y).to(x.dtype)

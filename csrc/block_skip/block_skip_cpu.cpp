@@ -1,0 +1,141 @@
+// Block skipping on the CPU: single blocks, whole stages and compaction. The engine walks row lists, so kept samples
+// are neither gathered nor scattered, and a sample that a stage drops costs nothing after the one copy into the output.
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "block.h"
+
+namespace effkern::block_skip {
+namespace {
+
+using conv::Activation;
+
+Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep, const Tensor* weights,
+                  const Tensor* biases, int64_t stride, const MaybeTensor& res, const std::string& act,
+                  const std::string& algo) {
+  const Activation in = activation(x, {op, "x"});
+  const conv::Act activate = act_from_name(act, op);
+  check_algo(algo, op);
+  const KeepMask mask(keep, 1, {op, "keep"});
+  EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, "], got shape ", shape_text(keep));
+  const Block block(op, kind, weights, biases, in.c, x.scalar_type(), stride, activate);
+  const int64_t h = conv::out_size(in.h, 1, stride, 0, 1), w = conv::out_size(in.w, 1, stride, 0, 1);
+
+  Activation residual = in;
+  if (res.has_value()) {
+    residual = activation(*res, {op, "res"});
+    EFFKERN_CHECK_TYPE(res->scalar_type() == x.scalar_type(), op, ": res must have x's dtype");
+    EFFKERN_CHECK_VALUE(residual.n == in.n && residual.c == block.c_out() && residual.h == h && residual.w == w, op,
+                        ": res must be [", in.n, ", ", block.c_out(), ", ", h, ", ", w, "], got ", shape_text(*res));
+  } else {
+    EFFKERN_CHECK_VALUE(stride == 1 && block.c_out() == in.c, op, ": res must be given for stride ", stride, " and ",
+                        in.c, " to ", block.c_out(), " channels; x does not fit as the shortcut");
+  }
+  Tensor y = like_input(x, in.n, block.c_out(), h, w);
+  if (y.numel() == 0) return y;
+  const Activation out = activation(y, {op, "y"});
+  const Decision decision = mask.decide(0, 0, in.n);
+  copy_rows(residual, decision.dropped.data(), out, decision.dropped.data(),
+            static_cast<int64_t>(decision.dropped.size()));
+  run_block(block, decision, in, residual, out);
+  return y;
+}
+
+Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                        const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
+  const Tensor weights[] = {w1, w2}, biases[] = {b1, b2};
+  return skip_block("skip_basic_block", Kind::Basic, x, keep, weights, biases, stride, res, act, algo);
+}
+
+Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                       const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
+                       std::string act, std::string algo) {
+  const Tensor weights[] = {w1, w2, w3}, biases[] = {b1, b2, b3};
+  return skip_block("skip_bottleneck", Kind::Bottleneck, x, keep, weights, biases, stride, res, act, algo);
+}
+
+Kind kind_from_name(const std::string& name, const char* op) {
+  EFFKERN_CHECK_VALUE(name == "basic" || name == "bottleneck", op, ": kind must be basic or bottleneck, got '", name,
+                      "'");
+  return name == "basic" ? Kind::Basic : Kind::Bottleneck;
+}
+
+Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                  std::string kind, std::string act, std::string algo) {
+  constexpr const char* op = "skip_stage";
+  const Activation in = activation(x, {op, "x"});
+  const conv::Act activate = act_from_name(act, op);
+  check_algo(algo, op);
+  const Kind form = kind_from_name(kind, op);
+  const KeepMask mask(keep, 2, {op, "keep"});
+  const size_t convs = convs_of(form), blocks = static_cast<size_t>(mask.blocks());
+  EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, ", B], got shape ", shape_text(keep));
+  EFFKERN_CHECK_VALUE(weights.size() == convs * blocks && biases.size() == weights.size(), op,
+                      ": weights and biases must have ", convs * blocks, " tensors for ", blocks, " ", kind,
+                      " blocks, got ", weights.size(), " and ", biases.size());
+  std::vector<Block> run;
+  run.reserve(blocks);
+  int64_t inner = 0;
+  for (size_t b = 0; b < blocks; ++b) {
+    run.emplace_back(op, form, &weights[b * convs], &biases[b * convs], in.c, x.scalar_type(), 1, activate,
+                     static_cast<int64_t>(b * convs) + 1);
+    EFFKERN_CHECK_VALUE(run.back().c_out() == in.c, op, ": block ", b, " must keep x's ", in.c, " channels, got ",
+                        run.back().c_out());
+    inner = std::max(inner, run.back().scratch_floats(in.h, in.w));
+  }
+  Tensor y = like_input(x, in.n, in.c, in.h, in.w);
+  if (y.numel() == 0) return y;
+  const Activation out = activation(y, {op, "y"});
+
+  // Depth first: a group of samples goes through all blocks while it is in cache. Between blocks the state is fp32
+  // channels-last, in the output itself where that is both.
+  const int64_t floats = in.c * in.h * in.w, group = samples_at_a_time(floats + inner);
+  const bool in_place = out.dtype == DType::F32 && out.sc == 1;
+  const Scratch scratch(in_place ? 0 : std::min(group, in.n) * floats);
+  for (int64_t begin = 0; begin < in.n; begin += group) {
+    const int64_t end = std::min(in.n, begin + group);
+    const Activation from = from_sample(in, begin), to = from_sample(out, begin);
+    const Activation state = in_place ? to : nhwc(scratch.data(), end - begin, in.c, in.h, in.w);
+    copy_rows(from, nullptr, state, nullptr, end - begin);
+    for (size_t b = 0; b < blocks; ++b)
+      run_block(run[b], mask.decide(static_cast<int64_t>(b), begin, end), state, state, state);
+    if (!in_place) copy_rows(state, nullptr, to, nullptr, end - begin);
+  }
+  return y;
+}
+
+std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
+  constexpr const char* op = "compact";
+  EFFKERN_CHECK_VALUE(keep.dim() == 1 || keep.dim() == 2, op, ": keep must be [N] or [N, B], got shape ",
+                      shape_text(keep));
+  const bool many = keep.dim() == 2;
+  const KeepMask mask(keep, keep.dim(), {op, "keep"});
+  const int64_t n = mask.samples(), blocks = mask.blocks();
+  const int64_t both[] = {blocks, n};
+  Tensor idx = many ? torch::stable::empty({both, 2}, ScalarType::Int, std::nullopt, keep.device())
+                    : torch::stable::empty({both + 1, 1}, ScalarType::Int, std::nullopt, keep.device());
+  Tensor count =
+      torch::stable::empty({both, static_cast<size_t>(many ? 1 : 0)}, ScalarType::Int, std::nullopt, keep.device());
+  int32_t* rows = static_cast<int32_t*>(idx.mutable_data_ptr());
+  int32_t* counts = static_cast<int32_t*>(count.mutable_data_ptr());
+  EFFKERN_CHECK_VALUE(n < (int64_t{1} << 31), op, ": keep must have fewer than 2^31 rows, got ", n);
+  for (int64_t b = 0; b < blocks; ++b) {
+    int32_t kept = 0;
+    for (int64_t i = 0; i < n; ++i)
+      if (mask.at(i, b) != 0) rows[b * n + kept++] = static_cast<int32_t>(i);
+    counts[b] = kept;
+    for (int64_t i = kept; i < n; ++i) rows[b * n + i] = -1;
+  }
+  return {idx, count};
+}
+
+}  // namespace
+}  // namespace effkern::block_skip
+
+STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
+  m.impl("skip_basic_block", TORCH_BOX(&effkern::block_skip::skip_basic_block));
+  m.impl("skip_bottleneck", TORCH_BOX(&effkern::block_skip::skip_bottleneck));
+  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage));
+  m.impl("compact", TORCH_BOX(&effkern::block_skip::compact));
+}
