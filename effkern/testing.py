@@ -89,7 +89,12 @@ def assert_within(actual: Tensor, exact: Tensor, bound: Tensor, what: str = "") 
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
-    """The same 4-d values as they may lie in memory: every one a supported input."""
+    """The same values, 4-d or 2-d, as they may lie in memory: every one a supported input."""
+    if x.dim() == 2:
+        n, c = x.shape
+        wide = torch.full((n + 1, c + 5), float("nan"), dtype=x.dtype)
+        wide[1:, 2 : c + 2] = x
+        return {"contiguous": x.contiguous(), "slice": wide[1:, 2 : c + 2], "transposed": x.t().contiguous().t()}
     n, c, h, w = x.shape
     wide = torch.full((n, c + 5, h, w), float("nan"), dtype=x.dtype).contiguous(memory_format=torch.channels_last)
     wide[:, :c] = x

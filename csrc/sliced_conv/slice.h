@@ -8,17 +8,30 @@
 
 namespace effkern::sliced_conv {
 
+// What messages call the two widths.
+struct WidthNames {
+  const char* op;
+  std::string c_in, c_out;
+};
+
 // The running groups and channels for a prefix. Without groups a plain prefix. "prefix_groups": channels per group are
 // fixed and the first c_in / in_per_group groups run (depthwise, slimmable ResNeXt). "within_group": all groups run
 // with a prefix inside each. ValueError if the widths do not fit.
 RunningPart running_part(const PackedWeight::Dims& dims, int64_t c_in, int64_t c_out, const std::string& group_mode,
-                         const char* op);
+                         const WidthNames& names);
 
 // The first `size` elements of a vector that may be longer (per-channel parameters of the whole layer).
 MaybeTensor first(const MaybeTensor& vector, int64_t size, Arg arg);
 
-// (acc + bias) * scale + shift = acc * scale + (bias * scale + shift): the addend, in `storage` where two combine.
-const float* combined_shift(const float* bias, const float* scale, const float* shift, int64_t size,
-                            std::vector<float>& storage);
+// Elements a bias must have: those of the outputs that run, all of them where they are not the leading ones.
+int64_t bias_size(const PackedWeight::Dims& dims, const RunningPart& run);
+
+// (acc + bias) * scale + shift = acc * scale + (bias * scale + shift): writes the addend of every running output. The
+// bias is that of the whole layer; scale and shift belong to the running outputs and may be null.
+void add_bias(const float* bias, const float* scale, const float* shift, const PackedWeight::Dims& dims,
+              const RunningPart& run, float* out);
+
+// A 2-d tensor as maps of one pixel, [n, c, 1, 1]: a linear layer is a 1x1 convolution.
+Tensor as_map(const Tensor& matrix, Arg arg);
 
 }  // namespace effkern::sliced_conv

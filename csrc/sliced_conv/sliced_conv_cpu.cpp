@@ -1,4 +1,4 @@
-// sliced_conv2d on the CPU: checks, the running part of the weight, one engine call.
+// Uniform sliced convolution and linear layer on the CPU: checks, the running part of the weight, one engine call.
 #include <vector>
 
 #include "../common/packed_weight.h"
@@ -7,46 +7,106 @@
 namespace effkern::sliced_conv {
 namespace {
 
-constexpr const char* kOp = "sliced_conv2d";
+struct Arguments {
+  WidthNames names;
+  const Tensor &x, &weight;  // the weight whole, or a handle
+  const MaybeTensor& bias;
+  int64_t c_out;
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups;
+  std::string group_mode;
+  const MaybeTensor &scale, &shift;
+  std::string act, algo;
+};
 
-Tensor sliced_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t c_out,
-                     std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                     int64_t groups, std::string group_mode, const MaybeTensor& scale, const MaybeTensor& shift,
-                     std::string act, std::string algo) {
-  const conv::Activation in = activation(x, {kOp, "x"});
-  const ScalarType dtype = x.scalar_type();
-  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), kOp, ": weight is a handle; call sliced_conv2d_packed");
-  const PackedWeight::Dims dims = PackedWeight::dims(weight, groups, {kOp, "weight"}, &dtype);
-  const RunningPart run = running_part(dims, in.c, c_out, group_mode, kOp);
-  const Geometry g = geometry(stride, padding, dilation, kOp);
-  check_algo(algo, kOp);
-  const conv::Act activate = act_from_name(act, kOp);
-  const FloatVector b(first(bias, c_out, {kOp, "bias"}), c_out, dtype, {kOp, "bias"});
-  const FloatVector factor(first(scale, c_out, {kOp, "scale"}), c_out, dtype, {kOp, "scale"}, /*finite=*/true);
-  const FloatVector addend(first(shift, c_out, {kOp, "shift"}), c_out, dtype, {kOp, "shift"});
+Tensor run(const Arguments& a) {
+  const char* op = a.names.op;
+  const conv::Activation in = activation(a.x, {op, "x"});
+  const ScalarType dtype = a.x.scalar_type();
+  const bool handle = PackedWeight::is_handle(a.weight);
+  const PackedWeight::Dims dims = PackedWeight::dims(a.weight, a.groups, {op, "weight"}, handle ? nullptr : &dtype);
+  const RunningPart part = running_part(dims, in.c, a.c_out, a.group_mode, a.names);
+  const Geometry g = geometry(a.stride, a.padding, a.dilation, op);
+  check_algo(a.algo, op);
+  const conv::Act act = act_from_name(a.act, op);
+  const int64_t bias_elements = bias_size(dims, part);
+  const FloatVector bias(first(a.bias, bias_elements, {op, "bias"}), bias_elements, dtype, {op, "bias"});
+  const FloatVector scale(first(a.scale, a.c_out, {op, "scale"}), a.c_out, dtype, {op, "scale"}, /*finite=*/true);
+  const FloatVector shift(first(a.shift, a.c_out, {op, "shift"}), a.c_out, dtype, {op, "shift"});
   int64_t map[2];
-  output_map(x, dims.kh, dims.kw, g, kOp, map);
+  output_map(a.x, dims.kh, dims.kw, g, op, map);
 
-  Tensor y = like_input(x, in.n, c_out, map[0], map[1]);
+  Tensor y = like_input(a.x, in.n, a.c_out, map[0], map[1]);
   if (y.numel() == 0) return y;
-  const PackedWeight packed(weight, dims, run);
+  const PackedWeight packed(a.weight, dims, part);
+  const float* added = bias ? bias.data() : packed.bias();
   std::vector<float> combined;
+  if (added != nullptr) {
+    combined.resize(static_cast<size_t>(a.c_out));
+    add_bias(added, scale.data(), shift.data(), dims, part, combined.data());
+  }
   conv::Problem problem;
   problem.x = in;
-  problem.y = activation(y, {kOp, "y"});
+  problem.y = activation(y, {op, "y"});
   problem.count = in.n;
   problem.c_in = in.c;
-  problem.c_out = c_out;
+  problem.c_out = a.c_out;
   packed.attach(problem);
   set_geometry(problem, g);
-  problem.epilogue.scale = factor.data();
-  problem.epilogue.shift = combined_shift(b.data(), factor.data(), addend.data(), c_out, combined);
-  problem.epilogue.act = activate;
+  problem.epilogue.scale = scale.data();
+  problem.epilogue.shift = added != nullptr ? combined.data() : shift.data();
+  problem.epilogue.act = act;
   conv::run(problem);
   return y;
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t c_out,
+              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+              std::string group_mode, const MaybeTensor& scale, const MaybeTensor& shift, std::string act,
+              std::string algo) {
+  const char* op = "sliced_conv2d";
+  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle; call sliced_conv2d_packed");
+  return run({{op, "x's channels", "c_out"},
+              x,
+              weight,
+              bias,
+              c_out,
+              stride,
+              padding,
+              dilation,
+              groups,
+              group_mode,
+              scale,
+              shift,
+              act,
+              algo});
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t out_features,
+              const MaybeTensor& scale, const MaybeTensor& shift, std::string act, std::string algo) {
+  const char* op = "sliced_linear";
+  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
+  const Tensor y = run({{op, "x's features", "out_features"},
+                        maps,
+                        kernel,
+                        bias,
+                        out_features,
+                        {1, 1},
+                        {0, 0},
+                        {1, 1},
+                        1,
+                        "prefix_groups",
+                        scale,
+                        shift,
+                        act,
+                        algo});
+  return torch::stable::flatten(y, 1, -1);
 }
 
 }  // namespace
 }  // namespace effkern::sliced_conv
 
-STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) { m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::sliced_conv2d)); }
+STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
+  m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::linear));
+}

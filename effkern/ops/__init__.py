@@ -2,7 +2,7 @@
 
 from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
-from effkern.ops.sliced_conv import sliced_conv2d
+from effkern.ops.sliced_conv import sliced_conv2d, sliced_conv2d_ragged, sliced_linear, sliced_linear_ragged
 
 __all__ = [
     "compact",
@@ -15,4 +15,7 @@ __all__ = [
     "skip_bottleneck",
     "skip_stage",
     "sliced_conv2d",
+    "sliced_conv2d_ragged",
+    "sliced_linear",
+    "sliced_linear_ragged",
 ]

@@ -12,26 +12,11 @@ from effkern.ops import _checks as check
 from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.sliced_conv import reference
+from effkern.ops.sliced_conv._checks import check_bias, check_slice
+from effkern.ops.sliced_conv.linear import sliced_linear, sliced_linear_ragged
+from effkern.ops.sliced_conv.ragged import sliced_conv2d_ragged
 
-GROUP_MODES = ("prefix_groups", "within_group")
-
-
-def _check_slice(op: str, weight: Tensor, c_in: int, c_out: int, groups: int, group_mode: str) -> None:
-    outs, ins = weight.size(0), weight.size(1)
-    check.check_choice(group_mode, GROUP_MODES, op, "group_mode")
-    if c_in > ins * groups:
-        raise ValueError(f"{op}: x must have at most {ins * groups} channels (the weight's), got {c_in}")
-    if c_out < 0 or c_out > outs:
-        raise ValueError(f"{op}: c_out must be in [0, {outs}], got {c_out}")
-    if groups == 1:
-        return
-    if group_mode == "within_group":
-        if c_in % groups or c_out % groups:
-            raise ValueError(f"{op}: groups = {groups} must divide x's channels and c_out, got {c_in} and {c_out}")
-    elif ins == 0 or c_in % ins:
-        raise ValueError(f"{op}: x's channels must be a multiple of the {ins} channels of a group, got {c_in}")
-    elif c_out != c_in // ins * (outs // groups):
-        raise ValueError(f"{op}: c_out must be {c_in // ins * (outs // groups)} for x's {c_in} channels, got {c_out}")
+__all__ = ["sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged"]
 
 
 def _fake(
@@ -52,9 +37,10 @@ def _fake(
     op = "sliced_conv2d"
     check.check_map(x, op)
     check.check_weight(weight, groups, x, op)
-    _check_slice(op, weight, x.size(1), c_out, groups, group_mode)
+    check_slice(op, weight, x.size(1), c_out, groups, group_mode)
     check.check_geometry(stride, padding, dilation, op)
-    for vector, name in ((bias, "bias"), (scale, "scale"), (shift, "shift")):
+    check_bias(bias, weight, c_out, groups, group_mode, x, op)
+    for vector, name in ((scale, "scale"), (shift, "shift")):
         check.check_vector(vector, c_out, x, op, name)
     check.check_act(act, op)
     check.check_algo(algo, op)
@@ -91,7 +77,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     g_scale = whole(scale, channel_sum(g * forward(None, None))) if needs["scale"] else None
     if scale is not None:
         g = g * column(scale)
-    g_bias = whole(bias, channel_sum(g)) if needs["bias"] else None
+    g_bias = None
+    if needs["bias"]:
+        g_bias = reference.unslice_bias(channel_sum(g), bias.size(0), groups, group_mode).to(bias.dtype)
     part, running = reference.slice_weight(weight, x.size(1), c_out, groups, group_mode)
     gx, gw = conv2d_backward(g, x, part, stride, padding, dilation, running, (needs["x"], needs["weight"]))
     if gx is not None:
@@ -136,8 +124,10 @@ def sliced_conv2d(
         x: ``[N, c_in, H, W]``, float32, bfloat16 or float16, any strides. A channel slice of a wider channels_last
             tensor is read in place.
         weight: ``[Co, Ci / groups, kh, kw]``, x's dtype: the whole weight.
-        bias, scale, shift: 1-d with at least ``c_out`` elements, float32 or x's dtype. ``scale`` must be finite.
-            ``scale`` and ``shift`` carry the batch norm of the width that runs (switchable batch norm).
+        bias: 1-d, float32 or x's dtype. The bias of the whole layer, of which the running outputs' elements are taken;
+            where those are the leading ones, ``c_out`` elements are enough.
+        scale, shift: 1-d with at least ``c_out`` elements, float32 or x's dtype: the batch norm of the width that runs
+            (switchable batch norm), one element a computed channel. ``scale`` must be finite.
         c_out: output channels to compute, at most ``Co``. Default: all of them (with ``prefix_groups``: those of the
             groups that run).
         groups: groups of the whole weight.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effkern.ops._autograd import activate, compute_dtype
 from effkern.ops._checks import check_finite
+from effkern.ops.sliced_conv._checks import check_range, check_slice
 
 
 def slice_weight(weight: Tensor, c_in: int, c_out: int, groups: int, group_mode: str) -> tuple[Tensor, int]:
@@ -37,6 +38,21 @@ def unslice_weight(part: Tensor, weight: Tensor, c_in: int, c_out: int, groups: 
     return F.pad(part, (0, 0, 0, 0, 0, ins - c_in // groups, 0, (outs - c_out) // groups)).flatten(0, 1)
 
 
+def slice_bias(bias: Tensor, c_out: int, groups: int, group_mode: str) -> Tensor:
+    """The elements of a whole layer's bias that belong to the running outputs, as ``slice_weight`` takes its rows."""
+    if groups == 1 or group_mode == "prefix_groups":
+        return bias[:c_out]
+    return bias.unflatten(0, (groups, bias.size(0) // groups))[:, : c_out // groups].flatten()
+
+
+def unslice_bias(part: Tensor, size: int, groups: int, group_mode: str) -> Tensor:
+    """Puts a gradient of the running elements into ``size`` zeros: the transpose of ``slice_bias``."""
+    if groups == 1 or group_mode == "prefix_groups":
+        return F.pad(part, (0, size - part.size(0)))
+    part = part.unflatten(0, (groups, part.size(0) // groups))
+    return F.pad(part, (0, size // groups - part.size(1))).flatten()
+
+
 def sliced_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -62,7 +78,89 @@ def sliced_conv2d(
         z = x.new_zeros([x.size(0), c_out, *size], dtype=dtype)
     else:
         z = F.conv2d(x.to(dtype), part.to(dtype), None, tuple(stride), tuple(padding), tuple(dilation), running)
+    if bias is not None:
+        bias = slice_bias(bias, c_out, groups, group_mode)
     for vector, combine in ((bias, torch.add), (scale, torch.mul), (shift, torch.add)):
         if vector is not None:
             z = combine(z, vector[:c_out].to(dtype).view(1, -1, 1, 1))
     return activate(z, act).to(x.dtype)
+
+
+def sliced_conv2d_ragged(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_in: Tensor,
+    c_out: Tensor,
+    c_out_max: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    group_mode: str,
+    scale_table: Tensor | None,
+    shift_table: Tensor | None,
+    width_idx: Tensor | None,
+    act: str,
+    algo: str,
+    op: str = "sliced_conv2d_ragged",
+) -> Tensor:
+    """``sliced_conv2d`` of every sample at its own widths, with its own row of the tables, zeros after ``c_out[n]``."""
+    check_finite(None if scale_table is None else scale_table[:, :c_out_max], op, "scale_table")
+    ins = check_range(c_in, min(x.size(1), weight.size(1) * groups), op, "c_in")
+    outs = check_range(c_out, c_out_max, op, "c_out")
+    tables = [t for t in (scale_table, shift_table) if t is not None]
+    rows = [0] * x.size(0) if width_idx is None else check_range(width_idx, tables[0].size(0) - 1, op, "width_idx")
+    h, w = ((x.size(2 + i) + 2 * padding[i] - dilation[i] * (weight.size(2 + i) - 1) - 1) // stride[i] + 1
+            for i in range(2))  # fmt: skip
+    samples = [x.new_zeros(0, c_out_max, h, w)]
+    for n, (ci, co, row) in enumerate(zip(ins, outs, rows, strict=True)):
+        check_slice(op, weight, ci, co, groups, group_mode, (f"c_in[{n}]", f"c_out[{n}]"))
+        scale, shift = (None if t is None else t[row, :co] for t in (scale_table, shift_table))
+        options = (stride, padding, dilation, groups, group_mode, scale, shift, act, algo)
+        y = sliced_conv2d(x[n : n + 1, :ci], weight, bias, co, *options)
+        samples.append(F.pad(y, (0, 0, 0, 0, 0, c_out_max - co)))
+    return torch.cat(samples)
+
+
+def sliced_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    out_features: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    act: str,
+    algo: str,
+) -> Tensor:
+    """``act((x @ first out_features x x.size(1) part of weight, transposed + bias) * scale + shift)``."""
+    check_finite(scale, "sliced_linear", "scale")
+    dtype = compute_dtype(x)
+    y = x.to(dtype) @ weight[:out_features, : x.size(1)].to(dtype).t()
+    for vector, combine in ((bias, torch.add), (scale, torch.mul), (shift, torch.add)):
+        if vector is not None:
+            y = combine(y, vector[:out_features].to(dtype))
+    return activate(y, act).to(x.dtype)
+
+
+def sliced_linear_ragged(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_in: Tensor,
+    c_out: Tensor,
+    c_out_max: int,
+    scale_table: Tensor | None,
+    shift_table: Tensor | None,
+    width_idx: Tensor | None,
+    act: str,
+    algo: str,
+) -> Tensor:
+    """``sliced_conv2d_ragged`` with a 1x1 kernel on maps of one pixel."""
+    x, weight = x[:, :, None, None], weight[:, :, None, None]
+    geometry = ([1, 1], [0, 0], [1, 1], 1, "prefix_groups")
+    tables = (scale_table, shift_table, width_idx)
+    y = sliced_conv2d_ragged(
+        x, weight, bias, c_in, c_out, c_out_max, *geometry, *tables, act, algo, op="sliced_linear_ragged"
+    )
+    return y[:, :, 0, 0]

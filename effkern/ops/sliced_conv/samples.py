@@ -2,29 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
+from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
+from effkern.ops.sliced_conv.ragged import _ragged
 from effkern.testing import Sample, map_tensors
 
 
-def magnitude(*args: Any) -> Tensor:
-    """The reference over absolute values without its activation, in fp64: A of the error bound."""
-    positive = list(map_tensors(lambda t: t.double().abs(), args))
-    positive[-2] = "none"
-    return reference.sliced_conv2d(*positive)
+def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A reference over absolute values without its activation, in fp64: A of the error bound."""
+
+    def magnitude(*args: Any) -> Tensor:
+        positive = list(map_tensors(lambda t: t.double().abs() if t.is_floating_point() else t, args))
+        positive[-2] = "none"  # act, in every op of the family
+        return function(*positive)
+
+    return magnitude
 
 
 def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
-    """Small inputs that reach every path: prefixes, both group modes, strides, tails of every block size."""
-    random = torch.Generator().manual_seed(0)
+    """Small inputs that reach every path of every op of the family."""
+    yield from _uniform(dtype)
+    yield from _ragged_samples(dtype)
+    yield from _linear_samples(dtype)
 
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random).to(dtype)
+
+def _normal(dtype: torch.dtype) -> tuple[torch.Generator, Callable[..., Tensor]]:
+    random = torch.Generator().manual_seed(0)
+    return random, lambda *shape: torch.randn(shape, generator=random).to(dtype)
+
+
+def _uniform(dtype: torch.dtype) -> Iterator[Sample]:
+    """Prefixes, both group modes, strides, tails of every block size."""
+    random, normal = _normal(dtype)
 
     def sample(
         name: str, x: Tensor, weight: Tensor, c_out: int, stride: int = 1, pad: int = 0, dil: int = 1, groups: int = 1,
@@ -36,7 +51,7 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         shift = torch.randn(outs, generator=random) if epilogue else None
         args = (x, weight, bias, c_out, [stride] * 2, [pad] * 2, [dil] * 2, groups, mode, scale, shift, act, "auto")
         grads = ("x", "weight", "bias", *(("scale", "shift") if epilogue else ()))
-        return Sample(name, _sliced_conv2d, reference.sliced_conv2d, args, magnitude, grads)
+        return Sample(name, _sliced_conv2d, reference.sliced_conv2d, args, magnitude_of(reference.sliced_conv2d), grads)
 
     yield sample("pointwise", normal(3, 20, 7, 5), normal(40, 32, 1, 1), 33)
     yield sample("3x3", normal(2, 16, 9, 9), normal(32, 16, 3, 3), 32, pad=1, act="relu")
@@ -51,3 +66,63 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     yield sample("one_pixel", normal(5, 30, 1, 1), normal(20, 30, 1, 1), 20)
     yield sample("empty_batch", normal(0, 4, 6, 6), normal(8, 4, 3, 3), 8, pad=1)
     yield sample("no_outputs", normal(2, 4, 6, 6), normal(8, 4, 3, 3), 0, pad=1)
+
+
+def _ragged_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    """One class, many classes, widths of 0, all group modes, tables."""
+    random, normal = _normal(dtype)
+
+    def sample(
+        name: str, x: Tensor, weight: Tensor, c_in: list[int], c_out: list[int], c_out_max: int, stride: int = 1,
+        pad: int = 0, groups: int = 1, mode: str = "prefix_groups", rows: list[int] | None = None, act: str = "none",
+        index: torch.dtype = torch.int64,
+    ) -> Sample:  # fmt: skip
+        outs = weight.size(0)
+        bias = torch.randn(outs, generator=random)
+        scale = torch.rand(3, outs, generator=random) + 0.5 if rows is not None else None
+        shift = torch.randn(3, outs, generator=random) if rows is not None else None
+        width_idx = None if rows is None else torch.tensor(rows, dtype=index)
+        args = (
+            x, weight, bias, torch.tensor(c_in, dtype=index), torch.tensor(c_out, dtype=index), c_out_max, [stride] * 2,
+            [pad] * 2, [1, 1], groups, mode, scale, shift, width_idx, act, "auto",
+        )  # fmt: skip
+        grads = ("x", "weight", "bias", *(() if rows is None else ("scale_table", "shift_table")))
+        if x.size(0) == 0:
+            grads = ()  # autograd of the reference has no path through no samples
+        magnitude = magnitude_of(reference.sliced_conv2d_ragged)
+        return Sample(name, _ragged, reference.sliced_conv2d_ragged, args, magnitude, grads)
+
+    widths = ([5, 16, 5, 9], [12, 32, 12, 17])
+    yield sample("ragged_3x3", normal(4, 16, 7, 8), normal(32, 16, 3, 3), *widths, 32, pad=1, act="relu")
+    yield sample("ragged_tables", normal(4, 16, 6, 5), normal(40, 20, 1, 1), *widths, 33, rows=[0, 2, 0, 1], act="silu")
+    yield sample("ragged_one_class", normal(3, 8, 6, 6), normal(9, 8, 3, 3), [7] * 3, [9] * 3, 9, stride=2, pad=1)
+    yield sample("ragged_zeros", normal(4, 6, 5, 5), normal(8, 6, 3, 3), [6, 0, 3, 0], [0, 4, 8, 0], 8, pad=1)
+    yield sample(
+        "ragged_depthwise", normal(3, 24, 6, 7), normal(24, 1, 3, 3), [24, 8, 19], [24, 8, 19], 24, pad=1, groups=24,
+        rows=[1, 0, 2], act="relu6", index=torch.int32,
+    )  # fmt: skip
+    yield sample(
+        "ragged_within_group", normal(3, 9, 6, 6), normal(24, 4, 3, 3), [9, 3, 6], [9, 24, 12], 24, pad=1, groups=3,
+        mode="within_group", rows=[0, 1, 2], act="hardswish",
+    )  # fmt: skip
+    yield sample("ragged_wide_input", normal(2, 30, 4, 4), normal(10, 8, 1, 1), [8, 3], [5, 10], 10)
+    yield sample("ragged_empty_batch", normal(0, 4, 6, 6), normal(8, 4, 3, 3), [], [], 8, pad=1, rows=[])
+
+
+def _linear_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    random, normal = _normal(dtype)
+    for name, rows, ins, outs, act in (("linear", 7, 20, 33, "none"), ("linear_no_outputs", 3, 8, 0, "relu")):
+        vectors = [torch.randn(40, generator=random) for _ in range(3)]
+        args = (normal(rows, ins), normal(40, 32), vectors[0], outs, *vectors[1:], act, "auto")
+        grads = ("x", "weight", "bias", "scale", "shift")
+        magnitude = magnitude_of(reference.sliced_linear)
+        yield Sample(name, _linear, reference.sliced_linear, args, magnitude, grads)
+    bias, tables = torch.randn(40, generator=random), torch.rand(2, 2, 40, generator=random)
+    widths = (torch.tensor([20, 8, 0, 20]), torch.tensor([33, 40, 4, 0]))
+    args = (
+        normal(4, 20), normal(40, 32), bias, *widths, 40, tables[0], tables[1], torch.tensor([1, 0, 1, 1]), "silu",
+        "auto",
+    )  # fmt: skip
+    grads = ("x", "weight", "bias", "scale_table", "shift_table")
+    magnitude = magnitude_of(reference.sliced_linear_ragged)
+    yield Sample("linear_ragged", _linear_ragged, reference.sliced_linear_ragged, args, magnitude, grads)

@@ -1,0 +1,189 @@
+// Ragged sliced convolution on the CPU: samples sorted into width classes, the weight packed once for the widest of
+// them, the engine called once a class with a row list. No activation is gathered or copied.
+#include <algorithm>
+#include <cstring>
+
+#include "../common/parallel.h"
+#include "ragged.h"
+#include "slice.h"
+
+namespace effkern::sliced_conv {
+namespace {
+
+// Writes zeros to the channels of y past c_out[n] of every sample.
+void zero_tails(const conv::Activation& y, const std::vector<int64_t>& c_out) {
+  const int64_t size = dtype_size(y.dtype), map = y.h * y.w;
+  parallel_for(0, y.n, 1 + 65536 / (y.c * map + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t tail = y.c - c_out[n];
+      char* sample = static_cast<char*>(y.data) + (n * y.sn + c_out[n] * y.sc) * size;
+      if (tail == 0) continue;
+      if (y.sc != 1 || map == 1) {  // whole planes, one after the other
+        std::memset(sample, 0, static_cast<size_t>(tail * map * size));
+      } else {
+        for (int64_t pixel = 0; pixel < map; ++pixel)
+          std::memset(sample + pixel * y.sw * size, 0, static_cast<size_t>(tail * size));
+      }
+    }
+  });
+}
+
+// Everything about the epilogue that the classes share: tables as fp32, the row of every sample, the bias.
+class Tables {
+ public:
+  Tables(const char* op, const PackedWeight::Dims& dims, const float* packed_bias, const MaybeTensor& bias,
+         const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& width_idx, int64_t samples,
+         int64_t columns, ScalarType dtype)
+      : columns_(columns),
+        bias_(bias, dims.out_channels, dtype, {op, "bias"}),
+        scale_(scale, columns, dtype, {op, "scale_table"}, /*finite=*/true),
+        shift_(shift, columns, dtype, {op, "shift_table"}) {
+    values_ = bias_ ? bias_.data() : packed_bias;
+    const bool tables = scale_.data() != nullptr || shift_.data() != nullptr;
+    EFFKERN_CHECK_VALUE(tables == width_idx.has_value(), op, ": width_idx must be given with, and only with, tables");
+    if (!tables) return;
+    EFFKERN_CHECK_VALUE(scale_.data() == nullptr || shift_.data() == nullptr || scale_.rows() == shift_.rows(), op,
+                        ": scale_table and shift_table must have as many rows, got ", scale_.rows(), " and ",
+                        shift_.rows());
+    const int64_t rows = std::max(scale_.rows(), shift_.rows());
+    EFFKERN_CHECK_VALUE(rows > 0 || samples == 0, op, ": the tables must have at least one row");
+    for (const int64_t row : read_widths(*width_idx, samples, rows - 1, {op, "width_idx"}))
+      rows_.push_back(static_cast<int32_t>(row));
+  }
+
+  // The epilogue of one class. It points into this object and is good until the next call.
+  conv::Epilogue epilogue(const PackedWeight::Dims& dims, const RunningPart& run, conv::Act act) {
+    conv::Epilogue e;
+    e.act = act;
+    e.scale = scale_.data();
+    e.shift = shift_.data();
+    e.table_stride = columns_;
+    e.table_row = rows_.empty() ? nullptr : rows_.data();
+    if (values_ == nullptr) return e;
+    const int64_t rows = std::max<int64_t>({scale_.rows(), shift_.rows(), 1});
+    combined_.resize(static_cast<size_t>(rows * columns_) + 1);
+    for (int64_t row = 0; row < rows; ++row) {
+      const float* scale = e.scale != nullptr ? e.scale + row * columns_ : nullptr;
+      const float* shift = e.shift != nullptr ? e.shift + row * columns_ : nullptr;
+      add_bias(values_, scale, shift, dims, run, combined_.data() + row * columns_);
+    }
+    e.shift = combined_.data();
+    return e;
+  }
+
+ private:
+  int64_t columns_;
+  FloatVector bias_;
+  FloatTable scale_, shift_;
+  const float* values_ = nullptr;
+  std::vector<int32_t> rows_;
+  std::vector<float> combined_;
+};
+
+struct Arguments {
+  const char* op;
+  const Tensor &x, &weight;
+  const MaybeTensor& bias;
+  const Tensor &c_in, &c_out;
+  int64_t c_out_max;
+  std::vector<int64_t> stride, padding, dilation;
+  int64_t groups;
+  std::string group_mode;
+  const MaybeTensor &scale_table, &shift_table, &width_idx;
+  std::string act, algo;
+};
+
+Tensor run(const Arguments& a) {
+  const char* op = a.op;
+  const conv::Activation in = activation(a.x, {op, "x"});
+  const ScalarType dtype = a.x.scalar_type();
+  const bool handle = PackedWeight::is_handle(a.weight);
+  const PackedWeight::Dims dims = PackedWeight::dims(a.weight, a.groups, {op, "weight"}, handle ? nullptr : &dtype);
+  const Geometry g = geometry(a.stride, a.padding, a.dilation, op);
+  check_algo(a.algo, op);
+  const conv::Act act = act_from_name(a.act, op);
+  EFFKERN_CHECK_VALUE(a.c_out_max >= 0 && a.c_out_max <= dims.out_channels, op, ": c_out_max must be in [0, ",
+                      dims.out_channels, "], got ", a.c_out_max);
+  const std::vector<int64_t> c_in =
+      read_widths(a.c_in, in.n, std::min(in.c, dims.in_per_group * dims.groups), {op, "c_in"});
+  const std::vector<int64_t> c_out = read_widths(a.c_out, in.n, a.c_out_max, {op, "c_out"});
+  const Classes classes = sort_classes(c_in, c_out);
+  std::vector<RunningPart> parts;
+  RunningPart widest{0, 0, 0};
+  for (const WidthClass& c : classes.list) {
+    const std::string sample = "[" + std::to_string(classes.order[c.begin]) + "]";
+    parts.push_back(running_part(dims, c.c_in, c.c_out, a.group_mode, {op, "c_in" + sample, "c_out" + sample}));
+    widest.groups = std::max(widest.groups, parts.back().groups);
+    widest.out_per_group = std::max(widest.out_per_group, parts.back().out_per_group);
+    widest.in_per_group = std::max(widest.in_per_group, parts.back().in_per_group);
+  }
+  int64_t map[2];
+  output_map(a.x, dims.kh, dims.kw, g, op, map);
+  Tensor y = like_input(a.x, in.n, a.c_out_max, map[0], map[1]);
+
+  const PackedWeight packed(a.weight, dims, widest);
+  Tables tables(op, dims, packed.bias(), a.bias, a.scale_table, a.shift_table, a.width_idx, in.n, a.c_out_max, dtype);
+  if (y.numel() == 0) return y;
+  const conv::Activation out = activation(y, {op, "y"});
+  for (size_t i = 0; i < parts.size(); ++i) {
+    const WidthClass& c = classes.list[i];
+    if (c.c_out == 0) continue;
+    conv::Problem problem;
+    problem.x = in;
+    problem.y = out;
+    problem.count = c.end - c.begin;
+    problem.x_rows = problem.y_rows = classes.order.data() + c.begin;
+    problem.c_in = c.c_in;
+    problem.c_out = c.c_out;
+    packed.attach(problem);
+    problem.groups = parts[i].groups;
+    set_geometry(problem, g);
+    problem.epilogue = tables.epilogue(dims, parts[i], act);
+    conv::run(problem);
+  }
+  zero_tails(out, c_out);
+  return y;
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
+              int64_t c_out_max, std::vector<int64_t> stride, std::vector<int64_t> padding,
+              std::vector<int64_t> dilation, int64_t groups, std::string group_mode, const MaybeTensor& scale_table,
+              const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo) {
+  const char* op = "sliced_conv2d_ragged";
+  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle; call sliced_conv2d_ragged_packed");
+  return run({op, x, weight, bias, c_in, c_out, c_out_max, stride, padding, dilation, groups, group_mode, scale_table,
+              shift_table, width_idx, act, algo});
+}
+
+Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
+              int64_t c_out_max, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
+              const MaybeTensor& width_idx, std::string act, std::string algo) {
+  const char* op = "sliced_linear_ragged";
+  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
+  const Tensor y = run({op,
+                        maps,
+                        kernel,
+                        bias,
+                        c_in,
+                        c_out,
+                        c_out_max,
+                        {1, 1},
+                        {0, 0},
+                        {1, 1},
+                        1,
+                        "prefix_groups",
+                        scale_table,
+                        shift_table,
+                        width_idx,
+                        act,
+                        algo});
+  return torch::stable::flatten(y, 1, -1);
+}
+
+}  // namespace
+}  // namespace effkern::sliced_conv
+
+STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
+  m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::linear));
+}

@@ -1,0 +1,116 @@
+"""Gradients of the ragged ops, one width class after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
+from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops.sliced_conv import reference
+
+
+def _kernel(
+    grad: Tensor,
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_in: Tensor,
+    c_out: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    group_mode: str,
+    scale_table: Tensor | None,
+    shift_table: Tensor | None,
+    width_idx: Tensor | None,
+    act: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients in x, weight, bias, scale_table and shift_table: full size, zero outside the prefixes that ran.
+
+    Classes come in ascending (c_in, c_out), samples of a class in index order: the sums have one order.
+    """
+    dtype = compute_dtype(x)
+    inputs = (x, weight, bias, scale_table, shift_table)
+    total = [
+        torch.zeros(t.shape if t is not None and need else (0,), dtype=dtype, device=x.device)
+        for t, need in zip(inputs, needs, strict=True)
+    ]
+    g_x, g_weight, g_bias, g_scale, g_shift = total
+
+    for (ci, co), samples in _classes(c_in, c_out).items():
+        rows = torch.tensor(samples, device=x.device)
+        slice_args = (ci, co, groups, group_mode)
+        part, running = reference.slice_weight(weight, *slice_args)
+        xs, g = x[rows, :ci].to(dtype), grad[rows, :co].to(dtype)
+
+        def table_rows(table: Tensor | None, rows: Tensor = rows, co: int = co) -> Tensor | None:
+            return None if table is None or width_idx is None else table[width_idx[rows], :co, None, None].to(dtype)
+
+        scale, shift = table_rows(scale_table), table_rows(shift_table)
+        z = None
+        if needs[3] or act in ("hardswish", "silu"):  # all else can be told from y
+            options = (co, stride, padding, dilation, groups, group_mode, None, None, "none", "auto")
+            z = reference.sliced_conv2d(xs, weight.to(dtype), bias, *options)
+
+        def pre(z: Tensor | None = z, scale: Tensor | None = scale, shift: Tensor | None = shift) -> Tensor:
+            assert z is not None
+            z = z if scale is None else z * scale
+            return z if shift is None else z + shift
+
+        g = activation_backward(g, y[rows, :co], pre, act)
+        if needs[4] and width_idx is not None:
+            g_shift[:, :co].index_add_(0, width_idx[rows], g.sum((2, 3)))
+        if needs[3] and width_idx is not None and z is not None:
+            g_scale[:, :co].index_add_(0, width_idx[rows], (g * z).sum((2, 3)))
+        if scale is not None:
+            g = g * scale
+        if needs[2]:
+            g_bias += reference.unslice_bias(channel_sum(g), g_bias.size(0), groups, group_mode)
+        gx, gw = conv2d_backward(g, xs, part, stride, padding, dilation, running, (needs[0], needs[1]))
+        if gx is not None:
+            g_x[rows, :ci] = gx
+        if gw is not None:
+            g_weight += reference.unslice_weight(gw, weight, *slice_args)
+    return tuple(g if t is None else g.to(t.dtype) for g, t in zip(total, inputs, strict=True))
+
+
+def _classes(c_in: Tensor, c_out: Tensor) -> dict[tuple[int, int], list[int]]:
+    """Samples of every (c_in, c_out) pair, pairs ascending. Pairs that computed nothing are left out."""
+    classes: dict[tuple[int, int], list[int]] = {}
+    for n, pair in enumerate(zip(c_in.tolist(), c_out.tolist(), strict=True)):
+        if pair[1] > 0:
+            classes.setdefault(pair, []).append(n)
+    return dict(sorted(classes.items()))
+
+
+def _fake(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
+    *_, scale_table, shift_table, _, _, needs = options
+    dtype = compute_dtype(x)
+    grads = []
+    for t, need in zip((x, weight, bias, scale_table, shift_table), needs, strict=True):
+        shape = t.shape if t is not None and need else (0,)
+        grads.append(torch.empty(shape, dtype=dtype if t is None else t.dtype, device=x.device))
+    return (empty_like_layout(x, x.shape) if needs[0] else grads[0], *grads[1:])
+
+
+def _refuse(ctx: Any, *grads: Tensor) -> tuple:
+    raise RuntimeError("double backward of sliced_conv2d_ragged is not supported")
+
+
+ragged_backward = Op(
+    "sliced_conv2d_ragged_backward",
+    "(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor c_in, Tensor c_out, int[] stride, "
+    "int[] padding, int[] dilation, int groups, str group_mode, Tensor? scale_table, Tensor? shift_table, "
+    "Tensor? width_idx, str act, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    fake=_fake,
+    reference=_kernel,
+    setup_context=lambda ctx, inputs, output: None,
+    backward=_refuse,
+)
