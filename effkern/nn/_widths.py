@@ -1,0 +1,46 @@
+"""Width lists and width indices, as every sliceable layer reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def as_widths(channels: int | Sequence[int], name: str) -> tuple[int, ...]:
+    """Check a width list: positive and ascending. A plain int is a list of one.
+
+    >>> as_widths([16, 32, 32], "out_channels"), as_widths(3, "in_channels")
+    ((16, 32, 32), (3,))
+    """
+    widths = (channels,) if isinstance(channels, int) else tuple(int(c) for c in channels)
+    if not widths or widths[0] < 1 or list(widths) != sorted(widths):
+        raise ValueError(f"{name} must be a positive int or an ascending list of them, got {channels}")
+    return widths
+
+
+def width_index(width: int, widths: tuple[int, ...]) -> int:
+    """Turn a width index into one from 0 on. A layer with one width has it at every index.
+
+    >>> width_index(-1, (16, 32)), width_index(3, (10,))
+    (1, 0)
+    """
+    if len(widths) == 1:
+        return 0
+    if not -len(widths) <= width < len(widths):
+        raise IndexError(f"width must be in [{-len(widths)}, {len(widths) - 1}], got {width}")
+    return width % len(widths)
+
+
+def sample_widths(width: int | Tensor, table: Tensor, samples: int) -> Tensor:
+    """Channels of every sample, int64 ``[samples]``: an index or an index tensor looked up in the widths ``[W]``."""
+    if isinstance(width, Tensor):
+        if width.shape != (samples,) or width.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"width must be an int32 or int64 tensor [{samples}], got {width.dtype} {list(width.shape)}"
+            )
+        if table.numel() > 1:
+            return table[width]
+    index = width_index(-1 if isinstance(width, Tensor) else width, (0,) * table.numel())
+    return table[index].expand(samples)

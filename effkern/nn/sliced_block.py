@@ -1,0 +1,92 @@
+"""Sliced convolution, switchable batch norm and activation as one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effkern.nn.sliced import Pair, SlicedConv2d, Tables
+from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
+
+_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
+
+
+class SlicedConvBNAct(nn.Module):
+    """``act(bn(conv(x)))`` at the width of the call: three ops in training, one kernel with an epilogue in eval mode.
+
+    Args:
+        in_channels: Input widths, see `SlicedConv2d`.
+        out_channels: Output widths. Give one for every configuration even if they are equal, so that each has its own
+            statistics.
+        kernel_size: Of the window.
+        stride: Of the window.
+        padding: Of the input, by default half the window.
+        groups: Of the widest layer.
+        act: Activation name.
+        affine: Of the batch norm, see `SwitchableBatchNorm2d`.
+        device: Where the parameters live.
+        dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | Sequence[int],
+        out_channels: int | Sequence[int],
+        kernel_size: int,
+        stride: Pair = 1,
+        padding: Pair | None = None,
+        groups: int = 1,
+        act: str = "relu",
+        affine: Affine = "shared",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if act not in _ACTIVATIONS:
+            raise ValueError(f"act must be one of {sorted(_ACTIVATIONS)}, got {act!r}")
+        self.act = act
+        self.conv = SlicedConv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            kernel_size // 2 if padding is None else padding,
+            groups=groups,
+            bias=False,
+            device=device,
+            dtype=dtype,
+        )
+        self.bn = SwitchableBatchNorm2d(out_channels, affine=affine, device=device, dtype=dtype)
+        self._folded: Tables | None = None
+
+    def forward(self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None) -> Tensor:
+        """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
+        if self.training:
+            return _ACTIVATIONS[self.act](self.bn(self.conv(x, width, in_width), width))
+        tables = self.bn.tables() if self._folded is None else self._folded
+        return self.conv(x, width, in_width, tables=tables, act=self.act)
+
+    def fold(self) -> None:
+        """Compute the scale and shift tables once instead of at every call, until a parameter may have changed.
+
+        ``train()``, a load of a state dict and every move or cast drop them again. Writing to the parameters or
+        statistics by hand in eval mode does not: call `fold` again.
+        """
+        if self.training:
+            raise RuntimeError("batch norm folds in eval mode only: call eval() first")
+        self._folded = tuple(t.detach() for t in self.bn.tables())
+
+    def train(self, mode: bool = True) -> SlicedConvBNAct:
+        self._folded = None
+        return super().train(mode)
+
+    def _apply(self, fn, recurse: bool = True) -> SlicedConvBNAct:  # type: ignore[no-untyped-def]
+        self._folded = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        self._folded = None
+        super()._load_from_state_dict(*args, **kwargs)
