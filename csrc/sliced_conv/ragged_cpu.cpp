@@ -101,6 +101,7 @@ Tensor run(const Arguments& a) {
   const PackedWeight::Dims dims = PackedWeight::dims(a.weight, a.groups, {op, "weight"}, handle ? nullptr : &dtype);
   const Geometry g = geometry(a.stride, a.padding, a.dilation, op);
   check_algo(a.algo, op);
+  check_group_mode(a.group_mode, op);
   const conv::Act act = act_from_name(a.act, op);
   EFFKERN_CHECK_VALUE(a.c_out_max >= 0 && a.c_out_max <= dims.out_channels, op, ": c_out_max must be in [0, ",
                       dims.out_channels, "], got ", a.c_out_max);

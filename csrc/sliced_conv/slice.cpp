@@ -2,11 +2,15 @@
 
 namespace effkern::sliced_conv {
 
+void check_group_mode(const std::string& group_mode, const char* op) {
+  EFFKERN_CHECK_VALUE(group_mode == "prefix_groups" || group_mode == "within_group", op,
+                      ": group_mode must be prefix_groups or within_group, got '", group_mode, "'");
+}
+
 RunningPart running_part(const PackedWeight::Dims& d, int64_t c_in, int64_t c_out, const std::string& group_mode,
                          const WidthNames& names) {
   const char* op = names.op;
-  EFFKERN_CHECK_VALUE(group_mode == "prefix_groups" || group_mode == "within_group", op,
-                      ": group_mode must be prefix_groups or within_group, got '", group_mode, "'");
+  check_group_mode(group_mode, op);
   EFFKERN_CHECK_VALUE(c_in >= 0 && c_in <= d.in_per_group * d.groups, op, ": ", names.c_in, " must be in [0, ",
                       d.in_per_group * d.groups, "], got ", c_in);
   EFFKERN_CHECK_VALUE(c_out >= 0 && c_out <= d.out_channels, op, ": ", names.c_out, " must be in [0, ", d.out_channels,

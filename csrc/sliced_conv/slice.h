@@ -14,6 +14,9 @@ struct WidthNames {
   std::string c_in, c_out;
 };
 
+// ValueError unless the name is one of the two that running_part() knows.
+void check_group_mode(const std::string& group_mode, const char* op);
+
 // The running groups and channels for a prefix. Without groups a plain prefix. "prefix_groups": channels per group are
 // fixed and the first c_in / in_per_group groups run (depthwise, slimmable ResNeXt). "within_group": all groups run
 // with a prefix inside each. ValueError if the widths do not fit.

@@ -69,7 +69,7 @@ def sliced_conv2d(
     algo: str,
 ) -> Tensor:
     """``act((conv2d(x, the first x.size(1) x c_out channels of weight) + bias) * scale + shift)``."""
-    check_finite(scale, "sliced_conv2d", "scale")
+    check_finite(None if scale is None else scale[:c_out], "sliced_conv2d", "scale")
     dtype = compute_dtype(x)
     part, running = slice_weight(weight, x.size(1), c_out, groups, group_mode)
     if part.numel() == 0 or x.size(0) == 0:
@@ -134,7 +134,7 @@ def sliced_linear(
     algo: str,
 ) -> Tensor:
     """``act((x @ first out_features x x.size(1) part of weight, transposed + bias) * scale + shift)``."""
-    check_finite(scale, "sliced_linear", "scale")
+    check_finite(None if scale is None else scale[:out_features], "sliced_linear", "scale")
     dtype = compute_dtype(x)
     y = x.to(dtype) @ weight[:out_features, : x.size(1)].to(dtype).t()
     for vector, combine in ((bias, torch.add), (scale, torch.mul), (shift, torch.add)):
