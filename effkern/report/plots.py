@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
@@ -124,8 +125,7 @@ def who_used_what(
     """
     columns = min(6, len(samples))
     lines = -(-len(samples) // columns)
-    figure = Figure(figsize=(11, 2.5 * lines), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.12)
+    figure = Figure(figsize=(11, 2.5 * lines), layout=ConstrainedLayoutEngine(h_pad=0.12))
     grid = figure.subplots(lines, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")

@@ -105,10 +105,11 @@ def losses(rows: Sequence[Row]) -> list[str]:
 
 
 def amount(value: float) -> str:
-    """A count in k, M or G with three digits."""
+    """A count with three digits, in k, M or G."""
+    value = float(f"{value:.3g}")
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
-            return f"{value / size:.3g}{unit}" if value / size < 1000 else f"{value / size:.0f}{unit}"
+            return f"{value / size:g}{unit}"
     return f"{value:g}"
 
 

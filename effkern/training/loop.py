@@ -143,8 +143,9 @@ def fit(
                     fraction = max(fraction, elapsed / recipe.budget_s)
                 if fraction >= 1:
                     break
+                rate = learning_rate(recipe, fraction)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, fraction)
+                    group["lr"] = rate
                 optimizer.zero_grad(set_to_none=True)
                 value = loss(model, x, y) if loss else criterion(model(x), y)
                 if value.requires_grad:
