@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from effkern._version import __version__
 from effkern.data import Dataset, load_digits, load_fashion_mnist
 from effkern.info import machine
 from effkern.report import build, write_report
-from effkern.training import progress, say
+from effkern.training import also_on_draw, say
 
 from .context import DemoContext, StageResult
 from .store import StageStore, code_fingerprint
@@ -161,12 +162,12 @@ class _Run:
         # A new baseline voids every stage, those that were not asked for too.
         for stage in STAGES if "baseline" not in kept else waiting:
             self.store.drop(stage.name)
-        total = int(sum(stage.budget_s + stage.measuring_s for stage in waiting))
+        whole = sum(map(_seconds, waiting))
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}" + (
-            "" if self.options.quick else f" of about {_clock(total)}"
+            "" if self.options.quick else f" of about {_clock(whole)}"
         )
-        # disable=None: only on a terminal; a log has the lines below.
-        with progress(total, "demo", disable=None, bar_format=layout) as bar:
+        # disable=None: only on a terminal; a log has the lines below. A plain tqdm, since the inner bars move it.
+        with tqdm(total=whole, desc="demo", leave=False, dynamic_ncols=True, disable=None, bar_format=layout) as bar:
             for stage in waiting:
                 if "baseline" in self.failed:
                     self.failed[stage.name] = "needs the baseline"
@@ -174,8 +175,16 @@ class _Run:
                 place = f"{self.stages.index(stage) + 1}/{len(self.stages)}"
                 bar.set_description_str(f"demo {place}")
                 say(f"\n[{place}] {stage.name}: {stage.title}")
-                self._run_stage(stage)
-                bar.update(int(stage.budget_s + stage.measuring_s))
+                done = bar.n
+
+                def move(done: float = done, stage: Stage = stage) -> None:
+                    bar.n = done + min(_seconds(stage), time.monotonic() - self.ctx.begun)
+                    bar.refresh()
+
+                with also_on_draw(move):
+                    self._run_stage(stage)
+                bar.n = done + _seconds(stage)
+                bar.refresh()
 
     def _kept(self) -> list[str]:
         """Finished stages of an earlier start that still hold. All of them rest on the baseline."""
@@ -236,6 +245,10 @@ class _Run:
 
     def _first_unfinished(self, names: Iterable[str]) -> str | None:
         return next((name for name in names if name not in self.finished), None)
+
+
+def _seconds(stage: Stage) -> float:
+    return stage.budget_s + stage.measuring_s
 
 
 def _clock(seconds: float) -> str:

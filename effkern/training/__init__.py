@@ -5,7 +5,7 @@ from .counting import CountsMacs, bytes_on_disk, count_macs, count_params
 from .evaluate import evaluate
 from .latency import Timing, measure
 from .loop import FitResult, Recipe, fit, learning_rate
-from .progress import progress, say
+from .progress import also_on_draw, progress, say
 
 __all__ = [
     "CheckpointError",
@@ -13,6 +13,7 @@ __all__ = [
     "FitResult",
     "Recipe",
     "Timing",
+    "also_on_draw",
     "bytes_on_disk",
     "count_macs",
     "count_params",

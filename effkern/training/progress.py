@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
-__all__ = ["progress", "say"]
+__all__ = ["also_on_draw", "progress", "say"]
+
+
+class _Bar(tqdm):
+    """A bar that tells others when it is drawn, so that an outer bar moves with it, without a thread."""
+
+    on_draw: ClassVar[Callable[[], object] | None] = None
+
+    def update(self, n: float | None = 1) -> bool | None:
+        drawn = super().update(n)
+        if drawn and _Bar.on_draw is not None:
+            _Bar.on_draw()
+        return drawn
+
+
+@contextmanager
+def also_on_draw(action: Callable[[], object]) -> Iterator[None]:
+    """Call ``action`` whenever a bar made by :func:`progress` is drawn; it must not update such a bar itself."""
+    before, _Bar.on_draw = _Bar.on_draw, action
+    try:
+        yield
+    finally:
+        _Bar.on_draw = before
 
 
 def progress(what: Iterable[Any] | int, desc: str, *, leave: bool = False, **options: Any) -> tqdm:
@@ -23,7 +46,7 @@ def progress(what: Iterable[Any] | int, desc: str, *, leave: bool = False, **opt
         settings["delay"] = 10.0  # a log need not hear of what is over in seconds
     # tqdm's monitor thread would wake up the bars during a measurement.
     tqdm.monitor_interval = 0
-    return tqdm(**given, **{**settings, **options})
+    return _Bar(**given, **{**settings, **options})
 
 
 def say(text: str) -> None:
