@@ -106,7 +106,13 @@ def extensions() -> list:
                 libraries=["cudart_static", "dl", "rt", "pthread"],
                 extra_compile_args={
                     "cxx": [*CXX, f"-DTORCH_TARGET_VERSION={TARGET['cuda']}"],
-                    "nvcc": ["-O3", "-std=c++20", f"-DTORCH_TARGET_VERSION={TARGET['cuda']}", "-DUSE_CUDA"],
+                    "nvcc": [
+                        "-O3",
+                        "-std=c++20",
+                        f"-DTORCH_TARGET_VERSION={TARGET['cuda']}",
+                        "-DUSE_CUDA",
+                        f"-Xcompiler=-ffile-prefix-map={ROOT}=.",
+                    ],
                 },
             )
         )

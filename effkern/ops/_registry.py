@@ -76,13 +76,15 @@ class Op:
         self.schema = schema
         self.fake = fake
         self.reference = reference
+        self.backends: dict[str, str] = {}  # device -> "native" or "reference"
         qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
         self._op = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.arguments = tuple(a.name for a in self._op._schema.arguments)
         torch.library.register_fake(qualified)(fake)
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            if not _library.has_kernel(name, key):
+            self.backends[device] = "native" if _library.has_kernel(name, key) else "reference"
+            if self.backends[device] == "reference":
                 torch.library.register_kernel(qualified, device)(self._fallback)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context)
