@@ -166,7 +166,10 @@ def _fill(cache: Path, mirrors: Sequence[str], files: Mapping[str, Expected], te
             except DataError as error:
                 problems.append(str(error))
                 continue
-            write_atomically(path, body)
+            try:
+                write_atomically(path, body)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be written: {error}") from error
             break
         else:
             raise DataError("; ".join(problems) or "no address to download from")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import platform
 import time
@@ -37,12 +38,14 @@ class Stage:
 
 
 STAGES = (
-    Stage("baseline", "a dense ResNet, trained in plain PyTorch", 135, 10),
+    Stage("baseline", "a dense ResNet, trained in plain PyTorch", 130, 10),
     Stage("rep_conv", "a RepVGG-style net, folded and run fused", 105, 15),
     Stage("block_skip", "a BlockDrop policy that skips blocks image by image", 165, 40),
-    Stage("sliced_conv", "a slimmable net, run at four widths and mixed ones", 120, 40),
+    Stage("sliced_conv", "a slimmable net, run at four widths and mixed ones", 120, 35),
     Stage("pq", "the baseline's weights as codes, run without decompressing", 45, 20),
 )
+LIMIT_S = 700.0  # of all stages; with loading and the report the demo stays below 12 minutes
+LEAST = 0.3  # of its training budget a stage always gets, however late it is
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Options:
         out: folder of the run.
         stages: names of the stages to run; the baseline always is, since the others are held against it.
         seed: of everything random.
-        threads: of torch; 0 for as many as there are cores to run on.
+        threads: of torch; 0 for as many as torch takes by itself, which OMP_NUM_THREADS sets, within the cores allowed.
         quick: smoke test on the digits: tiny nets, few steps, short measurements; its numbers mean nothing.
         fresh: forget finished stages.
     """
@@ -91,7 +94,7 @@ def run_demo(options: Options, stages: Sequence[Stage] = STAGES, data: Dataset |
         OSError: if the folder cannot be written.
     """
     threads_before = torch.get_num_threads()
-    torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.threads or min(threads_before, _cores_allowed()))
     try:
         return _Run(options, stages, data).go()
     finally:
@@ -130,7 +133,6 @@ class _Run:
             seed=options.seed,
             quick=options.quick,
             threads=torch.get_num_threads(),
-            budget_s={stage.name: stage.budget_s for stage in self.stages},
             measure_s=0.02 if options.quick else 1.5,
         )
         self.machine = machine()
@@ -156,9 +158,11 @@ class _Run:
     def _run_stages(self) -> None:
         kept = [] if self.options.fresh else self._kept()
         waiting = [stage for stage in self.stages if stage.name not in kept]
+        spent = 0.0
         for name in kept:
             say(f"{name}: finished earlier, kept (--fresh starts over).")
             self.finished.append(name)
+            spent += record["seconds"] if (record := self.store.load(name)) else 0.0
         # A new baseline voids every stage, those that were not asked for too.
         for stage in STAGES if "baseline" not in kept else waiting:
             self.store.drop(stage.name)
@@ -168,7 +172,9 @@ class _Run:
         )
         # disable=None: only on a terminal; a log has the lines below. A plain tqdm, since the inner bars move it.
         with tqdm(total=whole, desc="demo", leave=False, dynamic_ncols=True, disable=None, bar_format=layout) as bar:
-            for stage in waiting:
+            begin = time.monotonic() - spent
+            for number, stage in enumerate(waiting):
+                self._give_budget(stage, waiting[number:], time.monotonic() - begin)
                 if "baseline" in self.failed:
                     self.failed[stage.name] = "needs the baseline"
                     continue
@@ -185,6 +191,11 @@ class _Run:
                     self._run_stage(stage)
                 bar.n = done + _seconds(stage)
                 bar.refresh()
+
+    def _give_budget(self, stage: Stage, left: Sequence[Stage], spent: float) -> None:
+        """Time for training: as planned, or a fair share of what is left when earlier stages took longer."""
+        share = (LIMIT_S - spent - sum(s.measuring_s for s in left)) / sum(s.budget_s for s in left)
+        self.ctx.budget_s[stage.name] = stage.budget_s * min(1.0, max(LEAST, share))
 
     def _kept(self) -> list[str]:
         """Finished stages of an earlier start that still hold. All of them rest on the baseline."""
@@ -245,6 +256,16 @@ class _Run:
 
     def _first_unfinished(self, names: Iterable[str]) -> str | None:
         return next((name for name in names if name not in self.finished), None)
+
+
+def _cores_allowed() -> int:
+    """Cores this process may use: those it may run on, within the quota of its control group (containers)."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max"
+        return cores
 
 
 def _seconds(stage: Stage) -> float:

@@ -40,6 +40,8 @@ def write_report(folder: Path, report: Mapping[str, Any], images: Tensor, labels
     say(textwrap.fill(table.LEGEND, min(width, 120)))
     for sentence in table.losses(rows):
         say(f"  loss: {sentence}")
+    if warning := table.unrest(rows):
+        say(f"  {warning}")
 
     pictures = _pictures(report, images, labels)
     save_json(folder / "report.json", report)

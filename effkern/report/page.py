@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from . import plots
-from .table import HEADS, LEGEND, cells, gain, losses
+from .table import HEADS, LEGEND, cells, gain, losses, unrest
 
 __all__ = ["render"]
 
@@ -80,6 +80,8 @@ def _notices(report: Mapping[str, Any]) -> Iterable[str]:
         )
     if report["run"]["data"]["name"] != "Fashion-MNIST":
         yield _notice(f"This is not Fashion-MNIST but {report['run']['data']['name']}: Fashion-MNIST could not be had.")
+    if warning := unrest(report["rows"]):
+        yield _notice(warning)
     for name, reason in report["failed"].items():
         yield _notice(f"{name} failed and has no rows: {reason}")
 

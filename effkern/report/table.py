@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HEADS", "amount", "cells", "losses", "markdown", "terminal"]
+__all__ = ["HEADS", "amount", "cells", "losses", "markdown", "terminal", "unrest"]
 
 Row = Mapping[str, Any]
 
 # Saved time may lag saved multiply-adds by this much before the page calls it a loss.
 SLACK = 0.08
+# A median this much above the minimum means that something else was running.
+QUIET = 1.3
 BATCHES = (("b1", "batch 1"), ("b64", "batch 64"))
 
 HEADS = (
@@ -102,6 +104,20 @@ def losses(rows: Sequence[Row]) -> list[str]:
                 f"{name}: on {100 * row['disagreeing']:.2f} % of the images effkern and eager take different decisions."
             )
     return found
+
+
+def unrest(rows: Sequence[Row]) -> str | None:
+    """A warning when the machine was busy while measuring; None when it was quiet.
+
+    Judged at batch 64, where all calls do about the same work.
+    """
+    worst = max(rows, key=lambda row: row["ms_b64"] / row["ms_b64_min"], default=None)
+    if worst is None or worst["ms_b64"] / worst["ms_b64_min"] <= QUIET:
+        return None
+    return (
+        f"The machine was not quiet: the median time of {worst['name']} is {worst['ms_b64'] / worst['ms_b64_min']:.1f} "
+        "times its minimum. The minima say more than the medians then; better measure again with nothing else running."
+    )
 
 
 def amount(value: float) -> str:

@@ -220,6 +220,32 @@ def test_time_left_counts_down_from_the_stages_begin(tmp_path):
     assert ctx.time_left("pq") == 1.0
 
 
+def test_a_late_demo_gives_the_rest_less_time(demo, monkeypatch):
+    budgets = {}
+    real = demo.stage
+
+    def stage(name, ctx):
+        budgets[name] = ctx.budget_s[name]
+        return real(name, ctx)
+
+    monkeypatch.setattr(demo, "stage", stage)
+    demo()
+    assert budgets == {"baseline": 5, "rep_conv": 5, "pq": 5}
+    monkeypatch.setattr(runner, "LIMIT_S", 10.5)  # of which measuring takes 3
+    demo(fresh=True)
+    assert budgets["baseline"] == pytest.approx(2.5, abs=0.1)
+    monkeypatch.setattr(runner, "LIMIT_S", 0.0)
+    demo(fresh=True)
+    assert budgets == {"baseline": 1.5, "rep_conv": 1.5, "pq": 1.5}
+
+
+def test_cores_allowed_follow_the_quota(monkeypatch):
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda process: set(range(16)))
+    for content, cores in (("max 100000\n", 16), ("150000 100000\n", 2), ("99 100000\n", 1), ("9900000 100000", 16)):
+        monkeypatch.setattr(runner.Path, "read_text", lambda path, content=content: content)
+        assert runner._cores_allowed() == cores
+
+
 def test_random_streams_depend_on_seed_and_stream(tmp_path):
     def draw(seed, stream):
         return torch.rand(3, generator=DemoContext(load_digits(), tmp_path, seed=seed).generator(stream)).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html.parser
 import io
 import json
@@ -18,6 +19,9 @@ from effkern.training import CheckpointError
 
 IMAGES = torch.randint(0, 256, (12, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(12) % 10
+
+
+STAGE = {"title": "", "seconds": 1.0, "notes": [], "extra": {}}
 
 
 class Page(html.parser.HTMLParser):
@@ -46,11 +50,18 @@ class Page(html.parser.HTMLParser):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_everything_is_written_and_the_json_holds_every_number(tmp_path, capsys):
-    report = sample_report()
-    path = write_report(tmp_path, report, IMAGES, LABELS)
-    assert path == tmp_path / "report.html"
-    assert load_report(tmp_path / "report.json") == json.loads(json.dumps(report))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A whole report on disk, drawn once, and what was printed meanwhile."""
+    report, folder = sample_report(), tmp_path_factory.mktemp("report")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert write_report(folder, report, IMAGES, LABELS) == folder / "report.html"
+    return report, folder, out.getvalue()
+
+
+def test_everything_is_written_and_the_json_holds_every_number(written):
+    report, folder, out = written
+    assert load_report(folder / "report.json") == json.loads(json.dumps(report))
     plotted = {
         "accuracy_time.png",
         "saved_work.png",
@@ -58,12 +69,11 @@ def test_everything_is_written_and_the_json_holds_every_number(tmp_path, capsys)
         "block_skip_samples.png",
         "block_skip_curve1.png",
     }
-    assert {file.name for file in tmp_path.iterdir()} == {"report.json", "report.html", *plotted}
+    assert {file.name for file in folder.iterdir()} == {"report.json", "report.html", *plotted}
     for name in plotted:
-        picture = Image.open(tmp_path / name)
+        picture = Image.open(folder / name)
         assert picture.format == "PNG" and min(picture.size) > 200
         assert np.asarray(picture.convert("L")).std() > 5  # something is drawn on it
-    out = capsys.readouterr().out
     assert "ResNet-20, 8 bits a code" in out and "loss: " in out
 
 
@@ -96,8 +106,8 @@ def test_an_empty_run_still_has_a_page(tmp_path):
 # --- page ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_needs_nothing_else(tmp_path):
-    text = write_report(tmp_path, sample_report(), IMAGES, LABELS).read_text()
+def test_the_page_needs_nothing_else(written):
+    text = (written[1] / "report.html").read_text()
     seen = Page(text)
     assert seen.open == []
     sources = [attributes["src"] for tag, attributes in seen.tags if tag == "img"]
@@ -199,6 +209,14 @@ def test_every_loss_is_told():
     assert wasted == ("policy: 50 % of the multiply-adds of all <blocks> are left, but 90 % of the time at batch 1.")
     assert worse == "policy: 1.25 points less accurate than the baseline."
     assert other.startswith("policy: on 1.00 % of the images")
+
+
+def test_a_busy_machine_is_told():
+    assert table.unrest([]) is None and table.unrest(sample_report()["rows"]) is None
+    busy = row("pq", "codes", ms_b64=3.0, ms_b64_min=1.5)
+    warning = table.unrest([row("baseline", "dense"), busy])
+    assert warning is not None and "the median time of codes is 2.0 times its minimum" in warning
+    assert "not quiet" in page.render(sample_report(stages={"pq": {**STAGE, "rows": [busy]}}), [])
 
 
 # --- plots -----------------------------------------------------------------------------------------------------------
