@@ -27,6 +27,15 @@ int64_t weight_floats(const PackHeader& h) {
   return h.kind == PackKind::Depthwise ? depthwise_floats(view) : panels_floats(view);
 }
 
+// handle_bytes() wraps around for dimensions that no memory could hold; a header may claim them.
+bool overflows(const PackHeader& h) {
+  const int64_t out = (h.out_channels / h.groups + kPanel) * static_cast<int64_t>(h.groups);  // padded to panels
+  int64_t floats = 0;
+  return __builtin_mul_overflow(static_cast<int64_t>(h.kh), static_cast<int64_t>(h.kw), &floats) ||
+         __builtin_mul_overflow(floats, static_cast<int64_t>(h.in_per_group), &floats) ||
+         __builtin_mul_overflow(floats, out, &floats) || floats > (int64_t{1} << 58);
+}
+
 }  // namespace
 
 int64_t panels_floats(const WeightView& w) {
@@ -100,7 +109,7 @@ const char* check_header(const void* bytes, int64_t size) {
   if (h.out_channels < 0 || h.in_per_group < 0 || h.kh < 1 || h.kw < 1 || h.groups < 1 ||
       h.out_channels % h.groups != 0)
     return "has impossible dimensions in its header";
-  if (handle_bytes(h) != size) return "has a size other than its header tells (truncated?)";
+  if (overflows(h) || handle_bytes(h) != size) return "has a size other than its header tells (truncated?)";
   return nullptr;
 }
 
