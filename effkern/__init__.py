@@ -2,5 +2,6 @@
 
 from effkern import ops
 from effkern._version import __version__
+from effkern.ops._memo import invalidate
 
-__all__ = ["__version__", "ops"]
+__all__ = ["__version__", "invalidate", "ops"]

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "fingerprint.h"
 #include "isa.h"
 #include "kmeans.h"
 #include "peak.h"
@@ -153,7 +154,7 @@ double py_fma_peak(double seconds, const std::optional<std::string>& name) {
 
 PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   using namespace effkern::host;
-  m.doc() = "Host-side helpers: k-means steps, packing of codes, instruction-set switch, peak timer.";
+  m.doc() = "Host-side helpers: k-means steps, packing of codes, instruction-set switch, peak timer, fingerprints.";
   m.def("assign", &py_assign, py::arg("x"), py::arg("book"), py::arg("threads") = 1,
         "Nearest row of book [k, d] for every row of x [n, d]: (codes int64 [n], squared distances float32 [n]).\n\n"
         "The lowest row among equally near ones. The result does not depend on threads.");
@@ -169,4 +170,5 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("set_isa", &set_isa, py::arg("name"), "Make the kernels of effkern._C run with scalar, avx2 or avx512.");
   m.def("fma_peak", &py_fma_peak, py::arg("seconds") = 0.05, py::arg("isa") = py::none(),
         "GFLOP/s of this thread on nothing but float32 multiply-adds, right now.");
+  bind_fingerprint(m);
 }

@@ -1,0 +1,266 @@
+"""When may a packed weight be used again? Stamps tell, and the memo keeps packs for eager inference.
+
+PyTorch's version counter does not see every change of a weight: fused optimizers, ``.data`` arithmetic and NumPy
+aliases leave it alone. A :class:`Stamp` therefore also samples the bits. :class:`Memo` is a byte-bounded store of
+packs keyed by such stamps; layers keep one stamp next to the one pack they hold.
+
+Three tiers, from always right to fastest:
+
+1. a functional op packs its weight on every call,
+2. the caller holds an explicit handle and passes it to a ``*_packed`` op,
+3. under eager inference the functional op finds the pack of last time in the memo of this file.
+
+Environment:
+    EFFKERN_CACHE: ``on`` (default, sampled fingerprint), ``full`` (every byte is hashed) or ``off``.
+    EFFKERN_CACHE_LIMIT: bytes the memo may hold, 268435456 (256 MiB) unless told; ``k``, ``M``, ``G`` are understood.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from effkern import _library
+
+try:
+    from effkern import _host  # type: ignore[attr-defined]
+except ImportError:  # an install without native code: nothing is packed, so nothing needs a fingerprint
+    _host = None
+
+_MODES = ("on", "off", "full")
+_DEFAULT_LIMIT = 256 << 20
+_SWEEP_EVERY = 256  # look-ups between two searches for packs whose weight is gone
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What some tensors were when a pack was made of them: which memory, seen how, holding what.
+
+    The weak references keep the storage objects' addresses from being used again, so an equal address is the same
+    storage. They do not keep the data alive.
+    """
+
+    refs: tuple[StorageWeakRef | None, ...]
+    views: tuple[Hashable, ...]
+    contents: tuple[Hashable, ...]
+    epoch: int
+
+    @staticmethod
+    def of(tensors: Sequence[Tensor | None], full: bool | None = None) -> Stamp:
+        """Take the stamp of ``tensors`` now; take it *before* packing, so that a change meanwhile is noticed."""
+        refs = tuple(None if t is None else StorageWeakRef(t.untyped_storage()) for t in tensors)
+        return Stamp(refs, _views(tensors), _contents(tensors, full), memo().epoch)
+
+    def matches(self, tensors: Sequence[Tensor | None], full: bool | None = None) -> bool:
+        """Whether ``tensors`` are still the same memory with the same content, as far as the fingerprint sees.
+
+        Never after an :func:`invalidate`, whatever tensor that named: a layer's pack is quickly made anew.
+        """
+        return (
+            self.epoch == memo().epoch and self.views == _views(tensors) and self.contents == _contents(tensors, full)
+        )
+
+    def expired(self) -> bool:
+        """Whether the memory of any of the tensors was given back."""
+        return any(ref is not None and ref.expired() for ref in self.refs)
+
+
+def _views(tensors: Sequence[Tensor | None]) -> tuple[Hashable, ...]:
+    return tuple(
+        None
+        if t is None
+        else (t.untyped_storage()._cdata, t.data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype)
+        for t in tensors
+    )
+
+
+def _contents(tensors: Sequence[Tensor | None], full: bool | None) -> tuple[Hashable, ...]:
+    full = _mode() == "full" if full is None else full
+    return tuple(None if t is None else (t._version, fingerprint(t, full)) for t in tensors)
+
+
+def fingerprint(tensor: Tensor, full: bool = False) -> int:
+    """Hash the bit patterns of a CPU tensor's memory, sampled or in full.
+
+    The sample is 256 elements at an odd stride over the memory the tensor spans, plus its first and last 64 bytes: a
+    bulk change is seen, a change of a single element may not be. Bits are compared, not values: NaN equals itself.
+    For a tensor with gaps between its elements the gaps count too, which can only cost a needless repacking.
+    """
+    if tensor.numel() == 0:
+        return 0
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return _host.fingerprint(tensor.data_ptr(), span, tensor.element_size(), full)
+
+
+def available() -> bool:
+    """Whether packs can be used at all: the native CPU kernels are loaded, and so is the host module that hashes."""
+    return _host is not None and _library.loaded("_C")
+
+
+def packable(*tensors: Tensor | None) -> bool:
+    """Whether a pack of these tensors may be remembered at all: plain CPU tensors in plain eager mode."""
+    if (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0  # FakeTensorMode, make_fx and other modes that see every op
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return False
+    return all(
+        t is None
+        or (
+            type(t) in _PLAIN_TYPES
+            and t.is_cpu
+            and t.layout is torch.strided
+            and t.dtype in _PLAIN_DTYPES
+            and not t.is_inference()  # has no version counter to read
+            and not t.is_neg()
+        )
+        for t in tensors
+    )
+
+
+class Memo:
+    """Packs of weights seen before, dropped when the weight changes or dies, or when they outgrow ``limit`` bytes.
+
+    Thread-safe. A pack in use stays alive when it is evicted: it is a tensor, the caller holds a reference.
+
+    Args:
+        mode: ``"on"``, ``"full"`` or ``"off"``.
+        limit: the most bytes of packs to hold; the pack used longest ago goes first.
+    """
+
+    def __init__(self, mode: str = "on", limit: int = _DEFAULT_LIMIT) -> None:
+        if mode not in _MODES:
+            raise ValueError(f"EFFKERN_CACHE: must be one of {', '.join(_MODES)}, got {mode!r}")
+        if limit < 0:
+            raise ValueError(f"EFFKERN_CACHE_LIMIT: must not be negative, got {limit}")
+        self.mode, self.limit = mode, limit
+        self.bytes = self.hits = self.misses = self.epoch = 0
+        self._entries: OrderedDict[Hashable, tuple[Stamp, Tensor]] = OrderedDict()
+        self._lookups = 0
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def packed(
+        self,
+        tensors: Sequence[Tensor | None],
+        tag: Hashable,
+        pack: Callable[[], Tensor],
+        inputs: Sequence[Tensor | None] = (),
+    ) -> Tensor | None:
+        """Return the pack of ``tensors``, from memory where it is still true; ``None`` where the memo must stay out.
+
+        Args:
+            tensors: what the pack is made of (weight, bias, ...).
+            tag: all else it depends on: op, groups, algorithm.
+            pack: makes the pack, called without gradient recording.
+            inputs: further tensors of the call. If a gradient is wanted for any of them, or for ``tensors``, the memo
+                stays out: it serves inference.
+        """
+        if self.mode == "off" or not available() or torch.is_autocast_enabled("cpu"):
+            return None
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*tensors, *inputs)):
+            return None
+        if not packable(*tensors):
+            return None
+        full = self.mode == "full"
+        key = (tag, _views(tensors))  # not the instruction set: the layout of packs does not depend on it
+        with self._lock:
+            self._lookups += 1
+            if self._lookups % _SWEEP_EVERY == 0:
+                self._sweep()
+            found = self._entries.get(key)
+            if found is not None:
+                self._entries.move_to_end(key)
+        if found is not None and found[0].contents == _contents(tensors, full):  # the key holds the views
+            self.hits += 1
+            return found[1]
+        self.misses += 1
+        stamp = Stamp.of(tensors, full)
+        with torch.no_grad():
+            handle = pack()
+        with self._lock:
+            self._drop(key)
+            self._sweep()
+            if handle.nbytes <= self.limit:
+                self._entries[key] = (stamp, handle)
+                self.bytes += handle.nbytes
+                while self.bytes > self.limit:
+                    self._drop(next(iter(self._entries)))
+        return handle
+
+    def invalidate(self, tensor: Tensor | None = None) -> int:
+        """Forget the packs made from ``tensor``'s storage, or all packs; returns how many there were."""
+        cdata = None if tensor is None else tensor.untyped_storage()._cdata
+        with self._lock:
+            self.epoch += 1
+            doomed = [
+                key
+                for key, (stamp, _) in self._entries.items()
+                if cdata is None or any(ref is not None and ref.cdata == cdata for ref in stamp.refs)
+            ]
+            for key in doomed:
+                self._drop(key)
+        return len(doomed)
+
+    def _drop(self, key: Hashable) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            self.bytes -= entry[1].nbytes
+
+    def _sweep(self) -> None:
+        for key in [key for key, (stamp, _) in self._entries.items() if stamp.expired()]:
+            self._drop(key)
+
+
+def parse_bytes(text: str) -> int:
+    """Read a number of bytes such as ``"1048576"``, ``"512k"``, ``"64M"`` or ``"2G"``.
+
+    >>> parse_bytes("64M")
+    67108864
+    """
+    text = text.strip()
+    unit = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}.get(text[-1:].lower(), 1)
+    digits = text[:-1] if unit > 1 else text
+    if not digits.isdigit():
+        raise ValueError(f"EFFKERN_CACHE_LIMIT: must be a number of bytes such as 1048576 or 64M, got {text!r}")
+    return int(digits) * unit
+
+
+@functools.cache
+def memo() -> Memo:
+    """The memo of this process, made from the environment at its first use."""
+    return Memo(os.environ.get("EFFKERN_CACHE", "on"), parse_bytes(os.environ.get("EFFKERN_CACHE_LIMIT", "256M")))
+
+
+def _mode() -> str:
+    return memo().mode
+
+
+def invalidate(tensor: Tensor | None = None) -> int:
+    """Forget what was packed from a weight, or everything; needed only after edits no fingerprint can see.
+
+    Version counters and a sampled fingerprint notice optimizer steps (fused ones too), loading, casting, moving and
+    bulk edits through ``.data``. Writing *single elements* behind PyTorch's back (NumPy alias, ``w.data[0] = 1``) can
+    go unnoticed: call this after it, or set ``EFFKERN_CACHE=full`` or ``off``.
+
+    Args:
+        tensor: the weight that was edited, or ``None`` for all.
+
+    Returns:
+        The number of packs forgotten.
+    """
+    return memo().invalidate(tensor)

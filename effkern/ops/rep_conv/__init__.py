@@ -1,0 +1,325 @@
+"""Re-parameterized convolution: what all branches of a folded block became, with its epilogue in the same pass.
+
+``y = act(conv2d(x, weight) + bias + residual)``, one store per output element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern.ops import _checks as check
+from effkern.ops._autograd import activation_backward, channel_sum, conv2d_backward
+from effkern.ops._memo import memo
+from effkern.ops._registry import Op, empty_like_layout, is_channels_last
+from effkern.ops.rep_conv import reference
+
+__all__ = ["pack_conv_weight", "rep_conv2d", "rep_conv2d_packed"]
+
+Ints = Sequence[int]
+
+
+def _checked_output(
+    x: Tensor, out_channels: int, in_channels: int, kernel: Ints, geometry: tuple[Ints, Ints, Ints], act: str,
+    residual: Tensor | None, algo: str, op: str,
+) -> Tensor:  # fmt: skip
+    """The output as the kernels lay it out, after the checks both ops share."""
+    if x.size(1) != in_channels:
+        raise ValueError(f"{op}: x must have the weight's {in_channels} channels, got {x.size(1)}")
+    check.check_geometry(*geometry, op)
+    check.check_act(act, op)
+    check.check_algo(algo, op)
+    rows, columns = check.output_map(x, kernel, *geometry, op)
+    shape = [x.size(0), out_channels, rows, columns]
+    if residual is not None:
+        check.check_map(residual, op, "residual")
+        check.check_dtype(residual, op, "residual", x.dtype)
+        check.check_device(residual, x, op, "residual")
+        if list(residual.shape) != shape:
+            raise ValueError(f"{op}: residual must have the output's shape {shape}, got {list(residual.shape)}")
+    return empty_like_layout(x, shape)
+
+
+def _gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, y: Tensor, bias: Tensor | None, residual: Tensor | None,
+    geometry: tuple[Ints, Ints, Ints], groups: int, act: str, needs: tuple[bool, bool],
+) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients at the activation's input, at x and at the weight, all fp32 and differentiable again."""
+
+    def pre() -> Tensor:
+        # In fp32 also for 16-bit storage: the slope of a rounded pre-activation would be another function's.
+        wide = None if residual is None else residual.float()
+        offset = None if bias is None else bias.float()
+        return _op(x.float(), weight.float(), offset, *geometry, groups, "none", wide, "auto")
+
+    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    # y.sum().backward() sends a gradient of stride 0: made dense once, here.
+    dense = grad.float().contiguous(memory_format=layout)
+    gz = activation_backward(dense, y, pre, act)
+    gx, gw = conv2d_backward(gz, x, weight, *geometry, groups, needs)
+    return gz, gx, gw
+
+
+def _fake(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Ints, padding: Ints, dilation: Ints, groups: int, act: str,
+    residual: Tensor | None, algo: str,
+) -> Tensor:  # fmt: skip
+    op = "rep_conv2d"
+    check.check_map(x, op)
+    check.check_weight(weight, groups, x, op)
+    check.check_vector(bias, weight.size(0), x, op, "bias", exact=True)
+    geometry = (stride, padding, dilation)
+    in_channels = weight.size(1) * groups
+    return _checked_output(x, weight.size(0), in_channels, weight.shape[2:], geometry, act, residual, algo, op)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, stride, padding, dilation, groups, act, residual, _ = inputs
+    ctx.save_for_backward(x, weight, bias, residual, output)
+    ctx.geometry, ctx.groups, ctx.act = (stride, padding, dilation), groups, act
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight, bias, residual, y = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    needs_residual = ctx.needs_input_grad[8]
+    gz, gx, gw = _gradient(
+        grad, x, weight, y, bias, residual, ctx.geometry, ctx.groups, ctx.act, (needs_x, needs_weight)
+    )
+    return (
+        None if gx is None else gx.to(x.dtype),
+        None if gw is None else gw.to(weight.dtype),
+        channel_sum(gz).to(bias.dtype) if needs_bias else None,
+        *[None] * 5,
+        gz.to(residual.dtype) if needs_residual else None,
+        None,
+    )
+
+
+_op = Op(
+    "rep_conv2d",
+    "(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, "
+    "str act, Tensor? residual, str algo) -> Tensor",
+    fake=_fake,
+    reference=reference.rep_conv2d,
+    setup_context=_save,
+    backward=_backward,
+    autocast=("x", "weight", "residual"),
+)
+
+
+def _fake_pack(weight: Tensor, bias: Tensor | None, groups: int, algo: str) -> Tensor:
+    op = "pack_conv_weight"
+    check.check_weight(weight, groups, weight, op)
+    check.check_vector(bias, weight.size(0), weight, op, "bias", exact=True)
+    check.check_algo(algo, op)
+    if groups >= check.LIMIT:
+        raise ValueError(f"{op}: groups must be below 2**31, got {groups}")
+    outs, depth, rows, columns = weight.shape
+    size = reference.handle_bytes(outs, depth, rows, columns, groups, bias is not None)
+    return torch.empty(size, dtype=torch.uint8, device=weight.device)
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.mark_non_differentiable(output)
+
+
+def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
+    return (None,) * 4
+
+
+_pack_op = Op(
+    "pack_conv_weight",
+    "(Tensor weight, Tensor? bias, SymInt groups, str algo) -> Tensor",
+    fake=_fake_pack,
+    reference=reference.pack_conv_weight,
+    setup_context=_save_nothing,
+    backward=_no_gradient,
+)
+
+
+def _fake_packed(
+    x: Tensor, handle: Tensor, out_channels: int, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints,
+    groups: int, act: str, residual: Tensor | None, algo: str,
+) -> Tensor:  # fmt: skip
+    op = "rep_conv2d_packed"
+    check.check_map(x, op)
+    if handle.dim() != 1 or handle.dtype != torch.uint8:
+        raise TypeError(
+            f"{op}: handle must be a 1-d uint8 tensor made by pack_conv_weight, got {handle.dtype} of shape "
+            f"{list(handle.shape)}"
+        )
+    check.check_device(handle, x, op, "handle")
+    if groups < 1 or out_channels < 0 or out_channels % groups or x.size(1) % groups:
+        raise ValueError(
+            f"{op}: groups must divide out_channels and x's channels, got {groups} for {out_channels} and {x.size(1)}"
+        )
+    if len(kernel_size) != 2 or kernel_size[0] < 1 or kernel_size[1] < 1:
+        raise ValueError(f"{op}: kernel_size must be 2 ints of at least 1, got {tuple(kernel_size)}")
+    dims = (out_channels, x.size(1) // groups, kernel_size[0], kernel_size[1], groups)
+    sizes = [reference.handle_bytes(*dims, has_bias) for has_bias in (False, True)]
+    if handle.numel() not in sizes:
+        raise ValueError(
+            f"{op}: handle must have {sizes[0]} bytes (or {sizes[1]} with a bias) for out_channels = {out_channels}, "
+            f"kernel_size = {tuple(kernel_size)}, groups = {groups} and x's {x.size(1)} channels, got {handle.numel()}"
+        )
+    geometry = (stride, padding, dilation)
+    return _checked_output(x, out_channels, x.size(1), kernel_size, geometry, act, residual, algo, op)
+
+
+def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, handle, out_channels, kernel_size, stride, padding, dilation, groups, act, residual, _ = inputs
+    ctx.save_for_backward(x, handle, residual, output)
+    ctx.dims = (out_channels, kernel_size, groups)
+    ctx.geometry, ctx.act = (stride, padding, dilation), act
+
+
+def _backward_packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, handle, residual, y = ctx.saved_tensors
+    out_channels, kernel_size, groups = ctx.dims
+    needs_x, needs_residual = ctx.needs_input_grad[0], ctx.needs_input_grad[9]
+    weight, bias = reference.unpack_conv_weight(handle, out_channels, x.size(1) // groups, kernel_size, groups)
+    gz, gx, _ = _gradient(grad, x, weight, y, bias, residual, ctx.geometry, groups, ctx.act, (needs_x, False))
+    return (
+        None if gx is None else gx.to(x.dtype),
+        *[None] * 8,
+        gz.to(residual.dtype) if needs_residual else None,
+        None,
+    )
+
+
+_packed_op = Op(
+    "rep_conv2d_packed",
+    "(Tensor x, Tensor handle, SymInt out_channels, SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, "
+    "SymInt[2] dilation, SymInt groups, str act, Tensor? residual, str algo) -> Tensor",
+    fake=_fake_packed,
+    reference=reference.rep_conv2d_packed,
+    setup_context=_save_packed,
+    backward=_backward_packed,
+    autocast=("x", "residual"),
+)
+
+
+def rep_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Ints = 1,
+    padding: int | Ints = 0,
+    dilation: int | Ints = 1,
+    groups: int = 1,
+    act: str = "relu",
+    residual: Tensor | None = None,
+    algo: str = "auto",
+) -> Tensor:
+    """Convolve, add bias and residual, apply the activation: ``act(conv2d(x, weight) + bias + residual)``.
+
+    The inference form of RepVGG-like blocks (Ding et al., CVPR 2021; :mod:`effkern.reparam` folds them). Sums are kept
+    in fp32 for every storage type and rounded once. A sample's result depends on nothing but the sample: not on the
+    rest of the batch, not on the number of threads.
+
+    Args:
+        x: ``[n, ci, h, w]``, float32, bfloat16 or float16, any strides; channels_last is the fast layout.
+        weight: ``[co, ci / groups, kh, kw]`` of x's dtype, any strides.
+        bias: ``[co]``, float32 or x's dtype.
+        stride, padding, dilation: an int or one for rows and one for columns.
+        groups: divides ``ci`` and ``co``.
+        act: ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"`` or ``"silu"``.
+        residual: ``[n, co, ho, wo]`` of x's dtype, any strides; added before the activation.
+        algo: ``"auto"`` or ``"direct"``. With ``"direct"`` a NaN or Inf in ``x`` reaches only the outputs whose
+            receptive field holds it.
+
+    Returns:
+        ``[n, co, ho, wo]`` in x's dtype; channels_last if ``x`` is, else contiguous.
+
+    Raises:
+        ValueError: for shapes, groups, geometry or names that do not fit.
+        TypeError: for other dtypes, or dtypes that differ.
+
+    Differentiable (twice) in x, weight, bias and residual; under autocast x, weight and residual are cast. Where no
+    gradient is wanted the packed weight of the last call is used again as long as the weight is unchanged; see
+    :func:`effkern.invalidate` for the edits that go unnoticed.
+
+    >>> rep_conv2d(torch.ones(1, 1, 3, 3), torch.full((1, 1, 3, 3), -1.0), torch.tensor([5.0])).item()
+    0.0
+    """
+    geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
+    if not torch.compiler.is_compiling() and weight.dim() == 4 and weight.dtype == x.dtype and x.is_cpu:
+        handle = memo().packed(
+            (weight, bias), ("conv", groups, algo), lambda: _pack_op(weight, bias, groups, algo), (x, residual)
+        )
+        if handle is not None:
+            return _packed_op(x, handle, weight.size(0), weight.shape[2:], *geometry, groups, act, residual, algo)
+    return _op(x, weight, bias, *geometry, groups, act, residual, algo)
+
+
+def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1, algo: str = "auto") -> Tensor:
+    """Pack a convolution's weight, and bias, for :func:`rep_conv2d_packed`.
+
+    The handle describes itself: 64 bytes with magic, format version, dimensions and checksum come first, so a handle
+    that was truncated, corrupted or made for another convolution is refused, never misread. It holds fp32 and does not
+    depend on the processor. It does not follow later changes of ``weight``.
+
+    Not differentiable: the handle never carries a gradient, also if ``weight`` requires one. Train with
+    :func:`rep_conv2d`.
+
+    Args:
+        weight: ``[co, ci / groups, kh, kw]``, float32, bfloat16 or float16, any strides.
+        bias: ``[co]``, float32 or weight's dtype.
+        groups: divides ``co``.
+        algo: ``"auto"`` or ``"direct"``, as the packed op will be called.
+
+    Returns:
+        A 1-d uint8 tensor on the weight's device.
+
+    Raises:
+        ValueError: for shapes or groups that do not fit.
+        TypeError: for other dtypes.
+
+    >>> pack_conv_weight(torch.zeros(16, 1, 1, 1)).numel()
+    128
+    """
+    return _pack_op(weight, bias, groups, algo)
+
+
+def rep_conv2d_packed(
+    x: Tensor,
+    handle: Tensor,
+    out_channels: int,
+    kernel_size: int | Ints,
+    stride: int | Ints = 1,
+    padding: int | Ints = 0,
+    dilation: int | Ints = 1,
+    groups: int = 1,
+    act: str = "relu",
+    residual: Tensor | None = None,
+    algo: str = "auto",
+) -> Tensor:
+    """:func:`rep_conv2d` with a weight and bias packed before: nothing is packed or looked up per call.
+
+    Args:
+        x: ``[n, ci, h, w]``, float32, bfloat16 or float16, any strides.
+        handle: made by :func:`pack_conv_weight`, contiguous.
+        out_channels: ``co`` of the packed weight.
+        kernel_size: kernel of the packed weight.
+        stride, padding, dilation: an int or one for rows and one for columns.
+        groups: as packed.
+        act: ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"`` or ``"silu"``.
+        residual: ``[n, co, ho, wo]`` of x's dtype, any strides; added before the activation.
+        algo: ``"auto"`` or ``"direct"``.
+
+    Returns:
+        ``[n, co, ho, wo]`` in x's dtype; channels_last if ``x`` is, else contiguous.
+
+    Raises:
+        ValueError: if the handle is truncated or corrupt or was packed for other dimensions, or if shapes do not fit.
+        TypeError: for other dtypes.
+
+    Differentiable (twice) in x and residual.
+    """
+    geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
+    kernel = check.pair(kernel_size, "kernel_size")
+    return _packed_op(x, handle, out_channels, kernel, *geometry, groups, act, residual, algo)

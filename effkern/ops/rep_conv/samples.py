@@ -1,0 +1,73 @@
+"""Named inputs of the re-parameterized convolution, plain and packed, for tests and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from effkern.ops.rep_conv import _op, _pack_op, _packed_op, reference
+from effkern.testing import Sample, map_tensors
+
+_PACKED_DIFFERENTLY = ("pointwise", "3x3", "two_groups", "depthwise", "depthwise_times_2", "no_outputs")
+
+
+def magnitude(*args: Any) -> Tensor:
+    """The reference over absolute values without its activation, in fp64: A of the error bound."""
+    positive = list(map_tensors(lambda t: t.double().abs(), args))
+    positive[7] = "none"
+    return reference.rep_conv2d(*positive)
+
+
+def packed_magnitude(*args: Any) -> Tensor:
+    """The same for the packed op, whose weight and bias come out of the handle."""
+    x, handle, out_channels, kernel, *rest = args
+    groups = rest[3]
+    weight, bias = reference.unpack_conv_weight(handle, out_channels, x.size(1) // groups, kernel, groups)
+    return magnitude(x, weight, bias, *rest)
+
+
+def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
+    """Small inputs that reach every path: kernels, groups, epilogues, tails of every block size, empty sides."""
+    for name, args in _calls(dtype):
+        x, weight, bias, *_, groups, _, residual, algo = args
+        grads = tuple(n for n, t in (("bias", bias), ("residual", residual)) if t is not None)
+        yield Sample(name, _op, reference.rep_conv2d, args, magnitude, ("x", "weight", *grads))
+        handle = reference.pack_conv_weight(weight, bias, groups)
+        packed = (x, handle, weight.size(0), list(weight.shape[2:]), *args[3:])
+        packed_grads = ("x",) if residual is None else ("x", "residual")
+        yield Sample(f"packed_{name}", _packed_op, reference.rep_conv2d_packed, packed, packed_magnitude, packed_grads)
+        if name in _PACKED_DIFFERENTLY:
+            yield Sample(f"pack_{name}", _pack_op, reference.pack_conv_weight, (weight, bias, groups, algo))
+
+
+def _calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random).to(dtype)
+
+    def call(
+        x: Tensor, weight: Tensor, stride: int = 1, pad: int = 0, dil: int = 1, groups: int = 1, act: str = "relu",
+        residual: tuple[int, int] | None = None, bias: bool = True,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        offset = torch.randn(weight.size(0), generator=random) if bias else None
+        addend = None if residual is None else normal(x.size(0), weight.size(0), *residual)
+        return (x, weight, offset, [stride] * 2, [pad] * 2, [dil] * 2, groups, act, addend, "auto")
+
+    yield "pointwise", call(normal(3, 20, 7, 5), normal(40, 20, 1, 1))
+    yield "3x3", call(normal(2, 16, 9, 9), normal(32, 16, 3, 3), pad=1, bias=False)
+    yield "3x3_residual", call(normal(2, 5, 9, 11), normal(17, 5, 3, 3), pad=1, act="silu", residual=(9, 11))
+    yield "linear_bottleneck", call(normal(2, 33, 4, 6), normal(12, 33, 1, 1), act="none", residual=(4, 6))
+    yield "stride_2", call(normal(2, 3, 12, 11), normal(10, 3, 3, 3), stride=2, pad=1, act="relu6", residual=(6, 6))
+    yield "dilation_2", call(normal(2, 6, 11, 10), normal(8, 6, 3, 3), pad=2, dil=2, act="hardswish", residual=(11, 10))
+    yield "1x3", call(normal(1, 7, 8, 9), normal(6, 7, 1, 3))
+    yield "two_groups", call(normal(2, 12, 6, 6), normal(36, 6, 3, 3), pad=1, groups=2, act="silu")
+    yield "depthwise", call(normal(2, 19, 8, 9), normal(19, 1, 3, 3), pad=1, groups=19, residual=(8, 9))
+    yield "depthwise_times_2", call(normal(2, 5, 6, 6), normal(10, 1, 3, 3), pad=1, groups=5)
+    yield "one_channel", call(normal(2, 1, 5, 5), normal(1, 1, 3, 3), pad=1)
+    yield "one_pixel", call(normal(5, 30, 1, 1), normal(20, 30, 1, 1), residual=(1, 1))
+    yield "empty_batch", call(normal(0, 4, 6, 6), normal(8, 4, 3, 3), pad=1, residual=(6, 6))
+    yield "no_outputs", call(normal(2, 4, 6, 6), normal(0, 4, 3, 3), pad=1)
