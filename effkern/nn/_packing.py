@@ -1,0 +1,91 @@
+"""What a layer needs to keep a packed weight and never use a stale one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effkern.ops._memo import Stamp, available, memo, packable
+
+
+class HoldsPack(nn.Module):
+    """A layer that keeps one pack of its parameters for inference.
+
+    The pack is no parameter and no buffer: it is in no state_dict, no pickle and no copy. It is dropped by ``train()``,
+    by whatever goes through ``_apply`` (``to``, ``half``, ``cuda``, ...) and by ``load_state_dict``, and it is made
+    anew when the parameters' stamp says they changed (see :mod:`effkern.ops._memo`).
+
+    :meth:`freeze_pack` makes the pack part of compiled and exported graphs, where no stamp can be looked at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pack: Tensor | None = None
+        self._stamp: Stamp | None = None
+        self._frozen = False
+        self.register_load_state_dict_post_hook(_drop_after_load)
+
+    def drop_pack(self) -> None:
+        """Forget the pack, frozen or not."""
+        self._pack = self._stamp = None
+        self._frozen = False
+
+    def freeze_pack(self) -> None:
+        """Pack now, and let graphs compiled or exported from here on use the pack instead of the parameters.
+
+        A later change of the parameters reaches such graphs only after another ``freeze_pack()``, and exported ones
+        never. ``train()``, ``load_state_dict``, ``to`` and the like undo it.
+
+        Raises:
+            RuntimeError: in training mode, or where packs are not available (no native library, not on the CPU).
+        """
+        self._frozen = self._packed() is not None
+        if not self._frozen:
+            raise RuntimeError(
+                f"{type(self).__name__}.freeze_pack: needs eval mode, the native CPU library, EFFKERN_CACHE other than "
+                f"off and plain CPU parameters; got training={self.training}, EFFKERN_CACHE={memo().mode}"
+            )
+
+    def _pack_sources(self) -> tuple[Tensor | None, ...]:
+        """The parameters the pack is made of."""
+        raise NotImplementedError
+
+    def _make_pack(self) -> Tensor:
+        """Pack the parameters; called without gradient recording."""
+        raise NotImplementedError
+
+    def _packed(self) -> Tensor | None:
+        """The pack, if this call may use one; made here when there is none or it is stale.
+
+        In graphs only a frozen pack is used: a graph cannot see that a parameter changed.
+        """
+        if torch.compiler.is_compiling():
+            return self._pack if self._frozen else None
+        sources = self._pack_sources()
+        if self.training or memo().mode == "off" or not available() or not packable(*sources):
+            return None
+        if self._pack is None or self._stamp is None or not self._stamp.matches(sources):
+            self._stamp = Stamp.of(sources)  # before packing: a change meanwhile is then seen by the next call
+            with torch.no_grad():
+                self._pack = self._make_pack()
+        return self._pack
+
+    def train(self, mode: bool = True) -> Any:
+        """Set training mode; drops the pack."""
+        if mode:
+            self.drop_pack()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.drop_pack()
+        return super()._apply(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pack": None, "_stamp": None, "_frozen": False}
+
+
+def _drop_after_load(module: nn.Module, incompatible_keys: Any) -> None:
+    assert isinstance(module, HoldsPack)
+    module.drop_pack()
