@@ -137,6 +137,8 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130
+    # A shell shows 130 for both: when the signal falls into an exec() of a string (dataclasses), CPython ends by the
+    # signal itself although the exception was handled.
+    assert process.returncode in (130, -signal.SIGINT)
     assert "Interrupted. Finished and kept: " in out and "The same command goes on with " in out
     assert "Traceback" not in out + err
