@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn.residual import ResidualBlock
+from effkern.nn.residual import ResidualBlock, ResidualStage
 
 
 def bound(s: Tensor, a: float = 0.8) -> Tensor:
@@ -73,7 +73,7 @@ class PolicyNet(nn.Module):
             shortcut = "pool" if width >= channels else "conv"
             blocks.append(ResidualBlock(channels, width, 2 if i else 1, "basic", shortcut))
             channels = width
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = ResidualStage(*blocks)
         self.linear = nn.Linear(channels, num_blocks)
         nn.init.constant_(self.linear.bias, init)
 

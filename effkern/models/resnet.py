@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.models._registry import register_model
-from effkern.nn.residual import EXPANSION, ResidualBlock
+from effkern.nn.residual import EXPANSION, ResidualBlock, ResidualStage
 
 
 class ResNet(nn.Module):
@@ -40,7 +40,7 @@ class ResNet(nn.Module):
                 stride = 2 if i > 0 and j == 0 else 1
                 stage.append(ResidualBlock(channels, width, stride, kind, shortcut))
                 channels = width * EXPANSION[kind]
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+            self.add_module(f"layer{i + 1}", ResidualStage(*stage))
         self.out_channels = channels
 
     def stem(self, x: Tensor) -> Tensor:
@@ -51,9 +51,9 @@ class ResNet(nn.Module):
         """What comes after the last block: pooled features to logits."""
         raise NotImplementedError
 
-    def stages(self) -> list[nn.Sequential]:
-        """The stages in order, each a sequence of :class:`~effkern.nn.residual.ResidualBlock`."""
-        return [cast(nn.Sequential, self.get_submodule(f"layer{i + 1}")) for i in range(self.num_stages)]
+    def stages(self) -> list[ResidualStage]:
+        """The stages in order."""
+        return [cast(ResidualStage, self.get_submodule(f"layer{i + 1}")) for i in range(self.num_stages)]
 
     def blocks(self) -> list[ResidualBlock]:
         """The K blocks in forward order."""
@@ -61,8 +61,14 @@ class ResNet(nn.Module):
 
     def body(self, x: Tensor, keep: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks ``start`` to ``stop`` of the K. ``keep`` is the whole ``[N, K]`` mask; columns outside are ignored."""
-        for k, block in list(enumerate(self.blocks()))[start:stop]:
-            x = block(x, None if keep is None else keep[:, k])
+        start, stop, _ = slice(start, stop).indices(self.num_blocks)
+        first = 0
+        for stage in self.stages():
+            last = first + len(stage)
+            if start < last and stop > first:
+                part = None if keep is None else keep[:, first:last]
+                x = stage(x, part, max(start - first, 0), min(stop, last) - first)
+            first = last
         return x
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:

@@ -1,16 +1,27 @@
 """Layers over :mod:`effkern.ops`."""
 
+from effkern.nn.pq import PQConv2d, PQEmbedding, PQLinear
 from effkern.nn.rep_conv import RepConv2d
 from effkern.nn.repvgg_block import RepVGGBlock
+from effkern.nn.residual import ResidualBlock, ResidualStage
+from effkern.nn.skip import SkipBlock, SkipStage, skip_form
 from effkern.nn.sliced import SlicedConv2d, SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 __all__ = [
+    "PQConv2d",
+    "PQEmbedding",
+    "PQLinear",
     "RepConv2d",
     "RepVGGBlock",
+    "ResidualBlock",
+    "ResidualStage",
+    "SkipBlock",
+    "SkipStage",
     "SlicedConv2d",
     "SlicedConvBNAct",
     "SlicedLinear",
     "SwitchableBatchNorm2d",
+    "skip_form",
 ]

@@ -206,6 +206,27 @@ class ResidualBlock(nn.Module):
         return f"kind={self.kind!r}, stride={self.stride}, bn_over={self.bn_over!r}"
 
 
+class ResidualStage(nn.Sequential):
+    """Residual blocks one after the other, each with its own column of the keep mask.
+
+    State dict names are those of the plain sequence: ``0.conv1.weight``, ...
+    """
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, keep: Tensor | None = None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """Run blocks ``start`` to ``stop``.
+
+        Args:
+            x: ``[N, C, H, W]``.
+            keep: ``[N, B]`` over all B blocks of the stage; columns outside the range are ignored. Default: all run.
+            start, stop: as of a slice.
+        """
+        for k in range(*slice(start, stop).indices(len(self))):
+            x = self[k](x, None if keep is None else keep[:, k])
+        return x
+
+
 def _batch_norm(bn: nn.BatchNorm2d, x: Tensor, bn_stats: bool | None) -> Tensor:
     if bn_stats is not False or not bn.training:
         return bn(x)

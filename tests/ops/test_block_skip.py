@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from effkern.ops import compact, skip_basic_block, skip_bottleneck, skip_stage
+from effkern.ops import compact, pack_conv_weight, skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.block_skip import reference
 from effkern.ops.block_skip.samples import magnitude
 from effkern.testing import assert_within, direct_bound, to_double
@@ -191,6 +191,43 @@ def test_fallback_without_the_native_library_gives_the_same():
     bound = direct_bound(magnitude(*args), exact, torch.float32)
     for result in (_skip_basic_block._fallback(*args), _skip_basic_block(*args)):
         assert_within(result, exact, bound)
+
+
+def packed(params: list[Tensor]) -> list[Tensor]:
+    return [pack_conv_weight(p) if i % 2 == 0 else p for i, p in enumerate(params)]
+
+
+@pytest.mark.parametrize("channels, kernels", [((6, 17, 6), (3, 3)), ((6, 4, 4, 6), (1, 3, 1))])
+def test_handles_stand_for_their_weights(channels, kernels):
+    x, keep = torch.randn(4, 6, 5, 5), torch.tensor([1.0, 0.0, 0.5, 1.0])
+    params = weights(*channels, kernels=kernels)
+    op = skip_basic_block if len(kernels) == 2 else skip_bottleneck
+    kind = "basic" if len(kernels) == 2 else "bottleneck"
+    grads, outputs = [], []
+    for form in (params, packed(params)):
+        leaf = x.clone().requires_grad_()
+        y = op(leaf, keep, *form)
+        staged = skip_stage(leaf, torch.stack([keep, keep], 1), form[::2] * 2, form[1::2] * 2, kind)
+        (y + staged).square().sum().backward()
+        outputs += [y, staged]
+        grads.append(leaf.grad)
+    assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
+    assert torch.equal(grads[0], grads[1])
+    fallback = reference.skip_stage(
+        x, torch.stack([keep, keep], 1), packed(params)[::2] * 2, params[1::2] * 2, kind, "relu", "auto"
+    )
+    torch.testing.assert_close(fallback, outputs[1].detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_handles_are_refused():
+    x, keep, (w1, b1, w2, b2) = torch.randn(2, 4, 6, 6), mask("11"), weights(4, 5, 4)
+    good = pack_conv_weight(w1)
+    broken = good.clone()
+    broken[20] += 1
+    for handle in (good[:-64], good[:10], broken, pack_conv_weight(w2), pack_conv_weight(w1, b1)):
+        complaint(ValueError, "w1", lambda handle=handle: skip_basic_block(x, keep, handle, b1, w2, b2))
+        with pytest.raises(ValueError):
+            reference.skip_basic_block(x, keep, handle, b1, w2, b2, 1, None, "relu", "auto")
 
 
 def complaint(error: type[Exception], text: str, call) -> None:

@@ -252,7 +252,8 @@ def skip_basic_block(
         TypeError: a dtype that is not supported or differs from x's.
 
     Differentiable once in x, the weights and biases (kept samples only), ``res``, and a float ``keep``:
-    ``<gy, act(f(x) + res) - res>`` for every sample, which has to run the dropped ones too. Handles have no gradient.
+    ``<gy, act(f(x) + res) - res>`` for every sample, which has to run the dropped ones too. A handle has no gradient
+    itself.
 
     Source: BlockDrop (Wu et al., CVPR 2018) defines the semantics.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from effkern.ops._autograd import activate, activation_backward, channel_sum, compute_dtype, conv2d_backward
 from effkern.ops._registry import Op
-from effkern.ops.block_skip.reference import CONVS, strides_of
+from effkern.ops.block_skip.reference import CONVS, dense_weights, strides_of
 
 
 class _Branch:
@@ -63,11 +63,6 @@ class _Branch:
         return gx, g_weights, g_biases
 
 
-def _refuse_handles(weights: Sequence[Tensor]) -> None:
-    if any(weight.dim() == 1 for weight in weights):
-        raise RuntimeError("packed weights have no gradient; call the op with the weights themselves to train")
-
-
 def _column(keep: Tensor, dtype: torch.dtype) -> Tensor:
     return keep.to(dtype).view(-1, 1, 1, 1)
 
@@ -88,11 +83,10 @@ def _block(
     act: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    _refuse_handles(weights)
     dtype = compute_dtype(x)
     shortcut = x if res is None else res
     need_x, need_keep, need_weights = needs[0], needs[1], any(needs[2:-1])
-    w, b = [t.to(dtype) for t in weights], [t.to(dtype) for t in biases]
+    w, b = dense_weights(weights, biases, x.shape[1], dtype), [t.to(dtype) for t in biases]
     g_keep = torch.zeros(keep.shape, dtype=dtype, device=x.device)
     g_short = grad.to(dtype, copy=True).contiguous()  # becomes g_res, or its part of gx
     gx = torch.zeros(x.shape, dtype=dtype, device=x.device) if need_x and res is not None else None
@@ -149,9 +143,11 @@ def _stage(
     act: str,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    _refuse_handles(weights)
     dtype, n = compute_dtype(x), CONVS[kind]
-    w, b = [t.to(dtype) for t in weights], [t.to(dtype) for t in biases]
+    b = [t.to(dtype) for t in biases]
+    w = []
+    for k in range(0, len(weights), n):
+        w += dense_weights(weights[k : k + n], biases[k : k + n], x.shape[1], dtype)
     need_keep, need_weights = needs[1], any(needs[2:])
     state = x.to(dtype, copy=True).contiguous()
     tape = []

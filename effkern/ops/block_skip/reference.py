@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.ops._autograd import activate, compute_dtype
+from effkern.ops.rep_conv.reference import check_handle, unpack_conv_weight
 
 CONVS = {"basic": 2, "bottleneck": 3}
 
@@ -61,6 +62,26 @@ def strides_of(weights: int, stride: int) -> list[int]:
     return [stride, 1] if weights == 2 else [1, stride, 1]
 
 
+def dense_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], c_in: int, dtype: torch.dtype) -> list[Tensor]:
+    """The weights of a block in ``dtype``, handles unpacked.
+
+    Raises:
+        ValueError: for a handle that is corrupt, of another convolution, or packed with a bias.
+    """
+    dense = []
+    for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        if weight.dim() == 1:
+            kernel = [3, 3] if len(weights) == 2 or i == 1 else [1, 1]
+            if check_handle(weight, bias.numel(), kernel, 1) != c_in:
+                raise ValueError(f"w{i + 1} was packed for another number of input channels than {c_in}")
+            weight, packed_bias = unpack_conv_weight(weight, bias.numel(), c_in, kernel, 1)
+            if packed_bias is not None:
+                raise ValueError(f"w{i + 1} was packed with a bias; pack it without, b{i + 1} is given")
+        dense.append(weight.to(dtype))
+        c_in = bias.numel()
+    return dense
+
+
 def branch(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], stride: int, act: str) -> Tensor:
     """``f(x)``: the convolutions with the activation between them, none after the last."""
     for i, step in enumerate(strides_of(len(weights), stride)):
@@ -81,7 +102,7 @@ def _skip_block(
     check_keep(keep)
     dtype = compute_dtype(x)
     shortcut = (x if res is None else res).to(dtype)
-    weights, biases = [w.to(dtype) for w in weights], [b.to(dtype) for b in biases]
+    weights, biases = dense_weights(weights, biases, x.shape[1], dtype), [b.to(dtype) for b in biases]
     # Only the rows that count are touched: a NaN in a dropped sample must not reach the weight gradients as 0 * NaN.
     rows = (torch.ones_like(keep) if keep.requires_grad else keep).nonzero().flatten()
     if rows.numel() == 0 or shortcut.numel() == 0:

@@ -1,0 +1,246 @@
+"""Residual blocks and stages that do only the kept samples' work at inference."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn
+from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
+from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """Folded weights as handles, and what they were made from."""
+
+    weights: list[Tensor]
+    biases: list[Tensor]
+    key: tuple
+
+
+class SkipBlock(ResidualBlock):
+    """A residual block that costs nothing but its shortcut for the samples that drop it.
+
+    Parameters, state dict and training are those of :class:`~effkern.nn.residual.ResidualBlock`. In eval mode batch
+    norm is folded into the convolutions (in float64, rounded once) and :func:`effkern.ops.skip_basic_block` or
+    :func:`effkern.ops.skip_bottleneck` runs. Without gradients the folded weights are packed once and kept until a
+    parameter or statistic is replaced or written in place, the module changes its mode, dtype or device, a state dict
+    is loaded or a gradient is taken; with gradients they are folded at every call, differentiably. Writing through
+    ``.data`` or a NumPy alias goes unnoticed: call :meth:`drop_packed` after it.
+
+    The block knows no policy: every forward is given its keep mask.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._packed: _Packed | None = None
+
+    @classmethod
+    def from_block(cls, block: ResidualBlock) -> SkipBlock:
+        """The same block in this form. Parameters and statistics are shared with ``block``."""
+        inner = block.conv1.out_channels
+        with torch.device("meta"):
+            skip = cls(block.in_channels, inner, block.stride, block.kind, "conv")
+        for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"):
+            if hasattr(block, name):
+                setattr(skip, name, getattr(block, name))
+        skip.bn_over = block.bn_over
+        # The flag alone: the parts have modes of their own.
+        skip.training = block.training
+        return skip
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the shortcut is the input itself, so that the block may run in place inside a stage."""
+        return self.downsample is None
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """As :meth:`ResidualBlock.forward`; in eval mode dropped samples are bit for bit the shortcut."""
+        if self.training:
+            return super().forward(x, keep)
+        keep = x.new_ones(x.shape[0], dtype=torch.bool) if keep is None else keep
+        weights, biases = self.folded(x, keep)
+        n = len(self.layers())
+        shortcut = None if self.downsample is None else self._shortcut(x, weights[n:], biases[n:])
+        weights, biases = weights[:n], biases[:n]
+        pairs = [t for pair in zip(weights, biases, strict=True) for t in pair]
+        op: Callable[..., Tensor] = skip_basic_block if self.kind == "basic" else skip_bottleneck
+        return op(x, keep, *pairs, stride=self.stride, res=shortcut)
+
+    def _shortcut(self, x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        if not weights:
+            return self.shortcut(x)
+        (weight,), (bias,) = weights, biases
+        if weight.dim() == 4:
+            return rep_conv2d(x, weight, bias, self.stride, act="none")
+        return rep_conv2d_packed(x, weight, self.out_channels, 1, self.stride, act="none")
+
+    def _folded_layers(self) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+        """The branch's convolutions and, where there is one, the shortcut's."""
+        if not isinstance(self.downsample, nn.Sequential):
+            return list(self.layers())
+        conv, bn = self.downsample
+        assert isinstance(conv, nn.Conv2d) and isinstance(bn, nn.BatchNorm2d)
+        return [*self.layers(), (conv, bn)]
+
+    def folded(self, x: Tensor, keep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases with batch norm folded in: differentiable where a gradient is wanted, else packed.
+
+        Those of the branch, then the shortcut's convolution if there is one (its pack holds its bias as well).
+
+        Raises:
+            TypeError: if ``x`` has another dtype than the block, and autocast is off.
+        """
+        tensors = self._sources()
+        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, keep, *tensors))
+        if wants_grad or torch.compiler.is_compiling():
+            # What follows a gradient may be an optimizer that bumps no version counter (fused=True): pack anew then.
+            self.drop_packed()
+            pairs = [fold_bn(conv, bn) for conv, bn in self._folded_layers()]
+            return [w.to(x.dtype) for w, _ in pairs], [b.float() for _, b in pairs]
+        if x.dtype != tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the block's dtype {tensors[0].dtype}, got {x.dtype}")
+        packed, key = self._packed, _key(tensors)
+        if packed is None or packed.key != key:
+            packed = self._pack(key)
+            self._packed = None if key is _UNKNOWN else packed
+        return packed.weights, packed.biases
+
+    @torch.no_grad()
+    def _pack(self, key: tuple) -> _Packed:
+        dtype, branch = self.conv1.weight.dtype, len(self.layers())
+        weights, biases = [], []
+        for i, (conv, bn) in enumerate(self._folded_layers()):
+            weight, bias = fold_bn(conv, bn)
+            biases.append(bias.float())
+            weights.append(pack_conv_weight(weight.to(dtype), biases[-1] if i >= branch else None))
+        return _Packed(weights, biases, key)
+
+    def _sources(self) -> list[Tensor]:
+        """Every tensor the folded weights are made of."""
+        found = []
+        for conv, bn in self._folded_layers():
+            for store in (conv._parameters, bn._parameters, bn._buffers):
+                found += [t for t in store.values() if t is not None]
+        return found
+
+    def drop_packed(self) -> None:
+        """Forget the packed weights; the next inference packs anew."""
+        self._packed = None
+
+    def train(self, mode: bool = True) -> SkipBlock:
+        self.drop_packed()
+        super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> SkipBlock:
+        self.drop_packed()
+        super()._apply(fn, recurse)
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.drop_packed()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_packed": None}
+
+    def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
+        """Multiply-adds for a batch of this shape if every sample keeps the block."""
+        return float(input_shape[0] * sum(self.block_macs(input_shape[2], input_shape[3])))
+
+
+_UNKNOWN = ("unknown",)
+
+
+def _key(tensors: Iterable[Tensor]) -> tuple:
+    """Changes when any of the tensors is replaced or written to in place."""
+    try:
+        return tuple([(id(t), t.data_ptr(), t._version) for t in tensors])
+    except RuntimeError:  # tensors made in inference mode count no versions
+        return _UNKNOWN
+
+
+class SkipStage(ResidualStage):
+    """A stage of :class:`SkipBlock`: in eval mode its identity blocks run in one call of
+    :func:`effkern.ops.skip_stage`.
+
+    The first block of a stage, which changes the map or the channels, runs by itself on its shortcut. The state dict is
+    that of the plain sequence of blocks.
+    """
+
+    def __init__(self, *blocks: Any) -> None:
+        super().__init__(*blocks)
+        for block in self:
+            if not isinstance(block, SkipBlock):
+                raise TypeError(f"blocks must be SkipBlock, got {type(block).__name__}")
+
+    @classmethod
+    def from_stage(cls, stage: nn.Sequential) -> SkipStage:
+        """The same stage in this form. Parameters and statistics are shared with ``stage``."""
+        skip = cls(*[SkipBlock.from_block(block) for block in stage])
+        skip.training = stage.training
+        return skip
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, keep: Tensor | None = None, start: int = 0, stop: int | None = None
+    ) -> Tensor:
+        """As :meth:`ResidualStage.forward`."""
+        if self.training:
+            return super().forward(x, keep, start, stop)
+        start, stop, _ = slice(start, stop).indices(len(self))
+        if keep is None:
+            keep = x.new_ones((x.shape[0], len(self)), dtype=torch.bool)
+        blocks = list(self)
+        k = start
+        while k < stop:
+            end = k
+            while end < stop and blocks[end].is_identity and blocks[end].kind == blocks[k].kind:
+                end += 1
+            if end == k:
+                x, k = blocks[k](x, keep[:, k]), k + 1
+                continue
+            folded = [block.folded(x, keep) for block in blocks[k:end]]
+            weights, biases = ([t for pair in folded for t in pair[i]] for i in (0, 1))
+            x, k = skip_stage(x, keep[:, k:end], weights, biases, blocks[k].kind), end
+        return x
+
+
+def skip_form(model: nn.Module) -> nn.Module:
+    """A copy of a network with every residual stage and block in its skipping form, in eval mode.
+
+    Any network built of :class:`~effkern.nn.residual.ResidualStage` and :class:`~effkern.nn.residual.ResidualBlock`
+    will do, the policy network included. The state dict stays the same.
+
+    Raises:
+        ValueError: if the network has no residual block.
+    """
+    model = copy.deepcopy(model)
+    count = _convert(model)
+    if isinstance(model, ResidualBlock):
+        model, count = SkipBlock.from_block(model), 1
+    elif isinstance(model, ResidualStage):
+        model, count = SkipStage.from_stage(model), len(model)
+    if count == 0:
+        raise ValueError(f"skip_form: {type(model).__name__} has no residual block")
+    return model.eval()
+
+
+def _convert(module: nn.Module) -> int:
+    count = 0
+    for name, child in module.named_children():
+        if isinstance(child, ResidualStage):
+            setattr(module, name, SkipStage.from_stage(child))
+            count += len(child)
+        elif isinstance(child, ResidualBlock):
+            setattr(module, name, SkipBlock.from_block(child))
+            count += 1
+        else:
+            count += _convert(child)
+    return count
