@@ -7,29 +7,33 @@ namespace {
 
 constexpr int kSteps = 4096;
 
-// kChains independent accumulators hide the latency of the unit and still fit the registers of the instruction set.
-#define EFFKERN_CHAINS(NAME, TARGET, BYTES, CHAINS)                                  \
-  TARGET float NAME(float seed) {                                                    \
-    typedef float Vector __attribute__((vector_size(BYTES)));                        \
-    Vector sum[CHAINS] = {}, factor = {}, start = {};                                \
-    factor += seed;                                                                  \
-    for (int c = 0; c < CHAINS; ++c) sum[c] = start + static_cast<float>(c);         \
-    for (int s = 0; s < kSteps; ++s) {                                               \
-      _Pragma("GCC unroll 16") for (int c = 0; c < CHAINS; ++c) {                    \
-        sum[c] = sum[c] * factor + factor;                                           \
-        __asm__ volatile("" : "+v"(sum[c])); /* keeps the chain from being folded */ \
-      }                                                                              \
-    }                                                                                \
-    float total = 0;                                                                 \
-    for (int c = 0; c < CHAINS; ++c) total += sum[c][0];                             \
-    return total;                                                                    \
+// Independent accumulators hide the latency of the unit and still fit the registers of the instruction set. Always
+// inlined into one function per set, which is what gives it its instructions.
+template <int kBytes, int kChains>
+__attribute__((always_inline)) inline float chains(float seed) {
+  typedef float Vector __attribute__((vector_size(kBytes)));
+  Vector sum[kChains], factor = Vector{} + seed;
+#pragma GCC unroll 16
+  for (int c = 0; c < kChains; ++c) sum[c] = Vector{} + static_cast<float>(c);
+  for (int s = 0; s < kSteps; ++s) {
+#pragma GCC unroll 16
+    for (int c = 0; c < kChains; ++c) {
+      sum[c] = sum[c] * factor + factor;
+      __asm__ volatile("" : "+v"(sum[c]));  // keeps the chain from being folded
+    }
   }
+  float total = 0;
+#pragma GCC unroll 16
+  for (int c = 0; c < kChains; ++c) total += sum[c][0];
+  return total;
+}
 
 constexpr int kScalarChains = 12, kAvx2Chains = 12, kAvx512Chains = 16;
-EFFKERN_CHAINS(scalar_chains, , 16, kScalarChains)
-EFFKERN_CHAINS(avx2_chains, __attribute__((target("avx2,fma"))), 32, kAvx2Chains)
-EFFKERN_CHAINS(avx512_chains, __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))), 64, kAvx512Chains)
-#undef EFFKERN_CHAINS
+float scalar_chains(float seed) { return chains<16, kScalarChains>(seed); }
+__attribute__((target("avx2,fma"))) float avx2_chains(float seed) { return chains<32, kAvx2Chains>(seed); }
+__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) float avx512_chains(float seed) {
+  return chains<64, kAvx512Chains>(seed);
+}
 
 }  // namespace
 
