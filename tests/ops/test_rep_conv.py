@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effkern.ops import pack_conv_weight, rep_conv2d, rep_conv2d_packed
+from effkern.ops import _handle, pack_conv_weight, rep_conv2d, rep_conv2d_packed
 from effkern.ops.rep_conv import reference
 from effkern.ops.rep_conv.samples import magnitude, samples
 from effkern.testing import assert_within, direct_bound, layouts, to_double
@@ -204,7 +204,7 @@ def test_broken_handles_are_refused(checked_by, monkeypatch):
 
 def test_forged_header_cannot_reach_outside_the_handle():
     """Dimensions whose product overflows 64 bits, with the checksum made to fit."""
-    forged = reference._header(0, False, 2**30, 2**30, 2**10, 2**10, 1)
+    forged = _handle._header(0, False, 2**30, 2**30, 2**10, 2**10, 1)
     with pytest.raises((RuntimeError, ValueError), match=r"handle .*(size|bytes)"):
         torch.ops.effkern.rep_conv2d_packed(
             X, forged, 2**30, [2**10] * 2, [1, 1], [0, 0], [1, 1], 1, "relu", None, "auto"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.ops._autograd import activate, compute_dtype
-from effkern.ops.rep_conv.reference import check_handle, unpack_conv_weight
+from effkern.ops._handle import check_handle, unpack_conv_weight
 
 CONVS = {"basic": 2, "bottleneck": 3}
 
@@ -72,7 +72,7 @@ def dense_weights(weights: Sequence[Tensor], biases: Sequence[Tensor], c_in: int
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         if weight.dim() == 1:
             kernel = [3, 3] if len(weights) == 2 or i == 1 else [1, 1]
-            if check_handle(weight, bias.numel(), kernel, 1) != c_in:
+            if check_handle(weight, bias.numel(), kernel, 1, f"w{i + 1}") != c_in:
                 raise ValueError(f"w{i + 1} was packed for another number of input channels than {c_in}")
             weight, packed_bias = unpack_conv_weight(weight, bias.numel(), c_in, kernel, 1)
             if packed_bias is not None:

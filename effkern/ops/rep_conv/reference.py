@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.ops._autograd import activate, compute_dtype
+from effkern.ops._handle import check_handle, handle_bytes, pack_conv_weight, unpack_conv_weight
 
-HEADER_BYTES = 64
-PANEL = 16  # outputs side by side in a pack
-_MAGIC = b"EFFKPACK"
-_VERSION = 1
-_PANELS, _DEPTHWISE = 0, 1
-_HEADER = struct.Struct("<8sHHI5i20xQ")  # magic, version, kind, has_bias, out, in/groups, kh, kw, groups, checksum
+__all__ = [
+    "check_handle",
+    "handle_bytes",
+    "output_map",
+    "pack_conv_weight",
+    "rep_conv2d",
+    "rep_conv2d_packed",
+    "unpack_conv_weight",
+]
 
 
 def rep_conv2d(
@@ -50,114 +52,6 @@ def output_map(
     """Height and width of a convolution's output."""
     rows, columns = ((size[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
     return rows, columns
-
-
-def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1, algo: str = "auto") -> Tensor:
-    """Lay a weight out for the kernels: 64-byte header, bias, then panels ``[groups][out/16][tap][in][16]`` in fp32.
-
-    The bias and each group's outputs are padded with zeros to a multiple of 16. A depthwise weight with one filter per
-    channel is ``[tap][channels]`` instead.
-    """
-    out_channels, depth, rows, columns = weight.shape
-    values = weight.detach().float()
-    if is_depthwise(out_channels, depth, groups):
-        kind, packed = _DEPTHWISE, values.reshape(out_channels, rows * columns).t()
-    else:
-        per_group = out_channels // groups
-        kind, panels = _PANELS, panels_of(per_group)
-        padded = values.new_zeros(groups, panels * PANEL, depth, rows * columns)
-        padded[:, :per_group] = values.reshape(groups, per_group, depth, rows * columns)
-        packed = padded.view(groups, panels, PANEL, depth, rows * columns).permute(0, 1, 4, 3, 2)
-    parts = [_header(kind, bias is not None, out_channels, depth, rows, columns, groups).to(weight.device)]
-    if bias is not None:
-        padding = panels_of(out_channels) * PANEL - out_channels
-        parts.append(F.pad(bias.detach().float(), (0, padding)).view(torch.uint8))
-    parts.append(packed.reshape(-1).view(torch.uint8))
-    return torch.cat(parts)
-
-
-def is_depthwise(out_channels: int, in_per_group: int, groups: int) -> bool:
-    """Whether a weight is packed as one filter per channel."""
-    return groups > 1 and in_per_group == 1 and out_channels == groups
-
-
-def panels_of(outputs: int) -> int:
-    """Panels that hold so many outputs."""
-    return (outputs + PANEL - 1) // PANEL
-
-
-def handle_bytes(out_channels: int, in_per_group: int, rows: int, columns: int, groups: int, has_bias: bool) -> int:
-    """Size of the handle of a weight; plain arithmetic, so that it also serves symbolic sizes."""
-    taps = rows * columns
-    if is_depthwise(out_channels, in_per_group, groups):
-        floats = taps * out_channels
-    else:
-        floats = groups * panels_of(out_channels // groups) * taps * in_per_group * PANEL
-    return HEADER_BYTES + 4 * (floats + (panels_of(out_channels) * PANEL if has_bias else 0))
-
-
-def _header(kind: int, has_bias: bool, *dims: int) -> Tensor:
-    fields = _HEADER.pack(_MAGIC, _VERSION, kind, int(has_bias), *dims, 0)[:-8]
-    return torch.frombuffer(bytearray(fields + struct.pack("<Q", _fnv1a(fields))), dtype=torch.uint8)
-
-
-def _fnv1a(data: bytes) -> int:
-    value = 1469598103934665603
-    for byte in data:
-        value = (value ^ byte) * 1099511628211 % (1 << 64)
-    return value
-
-
-def unpack_conv_weight(
-    handle: Tensor, out_channels: int, in_per_group: int, kernel_size: Sequence[int], groups: int
-) -> tuple[Tensor, Tensor | None]:
-    """The weight ``[out, in/groups, kh, kw]`` and the bias of a handle, fp32.
-
-    Reads no data to find its way, only sizes, so it can be traced; :func:`check_handle` is what looks at the header.
-    """
-    rows, columns = kernel_size
-    has_bias = handle.numel() != handle_bytes(out_channels, in_per_group, rows, columns, groups, False)
-    values = handle[HEADER_BYTES:].clone().view(torch.float32)
-    bias = None
-    if has_bias:
-        bias, values = values[:out_channels], values[panels_of(out_channels) * PANEL :]
-    if is_depthwise(out_channels, in_per_group, groups):
-        return values.view(rows, columns, out_channels).permute(2, 0, 1).unsqueeze(1), bias
-    per_group = out_channels // groups
-    panels = values.view(groups, panels_of(per_group), rows, columns, in_per_group, PANEL).permute(0, 1, 5, 4, 2, 3)
-    whole = panels.reshape(groups, panels_of(per_group) * PANEL, in_per_group, rows, columns)
-    return whole[:, :per_group].reshape(out_channels, in_per_group, rows, columns), bias
-
-
-def check_handle(handle: Tensor, out_channels: int, kernel_size: Sequence[int], groups: int) -> int:
-    """Look at a handle's header and return its channels per group.
-
-    Raises:
-        ValueError: if it is truncated or corrupt, or was packed for another convolution.
-    """
-    if handle.numel() < HEADER_BYTES:
-        raise ValueError("rep_conv2d_packed: handle is shorter than its 64-byte header")
-    raw = bytes(handle[:HEADER_BYTES].tolist())
-    magic, version, kind, has_bias, packed_out, in_per_group, rows, columns, packed_groups, checksum = _HEADER.unpack(
-        raw
-    )
-    if magic != _MAGIC:
-        raise ValueError("rep_conv2d_packed: handle does not begin with the magic bytes of a packed weight")
-    if version != _VERSION:
-        raise ValueError("rep_conv2d_packed: handle has a format version this build does not read")
-    if checksum != _fnv1a(raw[:-8]):
-        raise ValueError("rep_conv2d_packed: handle has a corrupt header (checksum differs)")
-    size = handle_bytes(packed_out, in_per_group, rows, columns, packed_groups, bool(has_bias))
-    if kind not in (_PANELS, _DEPTHWISE) or handle.numel() != size:
-        raise ValueError("rep_conv2d_packed: handle has a size other than its header tells (truncated?)")
-    if packed_groups != groups:
-        raise ValueError(f"rep_conv2d_packed: handle was packed with groups = {packed_groups}, got {groups}")
-    if (packed_out, rows, columns) != (out_channels, *kernel_size):
-        raise ValueError(
-            f"rep_conv2d_packed: handle was packed for {packed_out} output channels and a {rows}x{columns} kernel, "
-            f"got out_channels = {out_channels} and kernel_size = {tuple(kernel_size)}"
-        )
-    return in_per_group
 
 
 def rep_conv2d_packed(
