@@ -38,10 +38,13 @@ class Decoder {
   static constexpr int64_t kNone = INT64_MIN;
   int64_t bad_code() const { return bad_.load(std::memory_order_relaxed); }
 
-  // Book row of (position, stage) of matrix row r.
-  const float* entry(int64_t r, int64_t position, int64_t stage) const;
+  // out[i] = book row of (position, stage) of matrix row r + i, i < count.
+  void entries(int64_t r, int64_t count, int64_t position, int64_t stage, const float** out) const;
 
  private:
+  template <class Code>
+  void entries_of(int64_t r, int64_t count, int64_t position, int64_t stage, const float** out) const;
+
   CodedMatrix m_;
   mutable std::atomic<int64_t> bad_{kNone};
 };
