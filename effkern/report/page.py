@@ -136,7 +136,7 @@ def _list(sentences: Sequence[str]) -> str:
 
 def _stage_notes(stages: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
     sentences = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
-    sentences += [f"{name}: {note}" for name, stage in stages.items() for note in stage["notes"]]
+    sentences += [note for stage in stages.values() for note in stage["notes"]]
     return f"<h2>Notes</h2>{_list(sentences)}" if sentences else ""
 
 
