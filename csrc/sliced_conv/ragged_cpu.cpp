@@ -83,7 +83,7 @@ class Tables {
 struct Arguments {
   const char* op;
   const Tensor &x, &weight;
-  const MaybeTensor& bias;
+  MaybeTensor bias;
   const Tensor &c_in, &c_out;
   int64_t c_out_max;
   std::vector<int64_t> stride, padding, dilation;
@@ -156,6 +156,17 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, co
               shift_table, width_idx, act, algo});
 }
 
+Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
+                     const Tensor& c_in, const Tensor& c_out, int64_t c_out_max, std::vector<int64_t> stride,
+                     std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+                     std::string group_mode, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
+                     const MaybeTensor& width_idx, std::string act, std::string algo) {
+  const char* op = "sliced_conv2d_ragged_packed";
+  check_handle(handle, out_channels, kernel_size, groups, op);
+  return run({op, x, handle, std::nullopt, c_in, c_out, c_out_max, stride, padding, dilation, groups, group_mode,
+              scale_table, shift_table, width_idx, act, algo});
+}
+
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
               int64_t c_out_max, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
               const MaybeTensor& width_idx, std::string act, std::string algo) {
@@ -186,5 +197,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, co
 
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
   m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_conv2d_ragged_packed", TORCH_BOX(&effkern::sliced_conv::conv2d_packed));
   m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::linear));
 }

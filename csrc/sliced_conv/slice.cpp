@@ -30,6 +30,18 @@ RunningPart running_part(const PackedWeight::Dims& d, int64_t c_in, int64_t c_ou
   return {running, out_per_group, d.in_per_group};
 }
 
+void check_handle(const Tensor& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
+                  const char* op) {
+  EFFKERN_CHECK_TYPE(PackedWeight::is_handle(handle), op,
+                     ": handle must be a 1-d uint8 tensor made by pack_conv_weight, got shape ", shape_text(handle));
+  const PackedWeight::Dims dims = PackedWeight::dims(handle, groups, {op, "handle"});
+  EFFKERN_CHECK_VALUE(kernel_size.size() == 2, op, ": kernel_size must have 2 entries, got ", kernel_size.size());
+  EFFKERN_CHECK_VALUE(dims.out_channels == out_channels && dims.kh == kernel_size[0] && dims.kw == kernel_size[1], op,
+                      ": handle was packed for ", dims.out_channels, " output channels and a ", dims.kh, "x", dims.kw,
+                      " kernel, got out_channels = ", out_channels, " and kernel_size = ", kernel_size[0], "x",
+                      kernel_size[1]);
+}
+
 MaybeTensor first(const MaybeTensor& vector, int64_t size, Arg arg) {
   if (!vector.has_value()) return vector;
   check_cpu(*vector, arg);

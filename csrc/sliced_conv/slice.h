@@ -23,6 +23,10 @@ void check_group_mode(const std::string& group_mode, const char* op);
 RunningPart running_part(const PackedWeight::Dims& dims, int64_t c_in, int64_t c_out, const std::string& group_mode,
                          const WidthNames& names);
 
+// That a handle was packed from a weight of these dimensions.
+void check_handle(const Tensor& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
+                  const char* op);
+
 // The first `size` elements of a vector that may be longer (per-channel parameters of the whole layer).
 MaybeTensor first(const MaybeTensor& vector, int64_t size, Arg arg);
 

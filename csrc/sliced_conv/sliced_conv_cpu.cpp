@@ -9,8 +9,8 @@ namespace {
 
 struct Arguments {
   WidthNames names;
-  const Tensor &x, &weight;  // the weight whole, or a handle
-  const MaybeTensor& bias;
+  const Tensor &x, &weight;  // the weight whole, or a handle, which carries its own bias
+  MaybeTensor bias;
   int64_t c_out;
   std::vector<int64_t> stride, padding, dilation;
   int64_t groups;
@@ -82,6 +82,28 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, in
               algo});
 }
 
+Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
+                     int64_t c_out, std::vector<int64_t> stride, std::vector<int64_t> padding,
+                     std::vector<int64_t> dilation, int64_t groups, std::string group_mode, const MaybeTensor& scale,
+                     const MaybeTensor& shift, std::string act, std::string algo) {
+  const char* op = "sliced_conv2d_packed";
+  check_handle(handle, out_channels, kernel_size, groups, op);
+  return run({{op, "x's channels", "c_out"},
+              x,
+              handle,
+              std::nullopt,
+              c_out,
+              stride,
+              padding,
+              dilation,
+              groups,
+              group_mode,
+              scale,
+              shift,
+              act,
+              algo});
+}
+
 Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t out_features,
               const MaybeTensor& scale, const MaybeTensor& shift, std::string act, std::string algo) {
   const char* op = "sliced_linear";
@@ -108,5 +130,6 @@ Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, in
 
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
   m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_conv2d_packed", TORCH_BOX(&effkern::sliced_conv::conv2d_packed));
   m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::linear));
 }

@@ -3,7 +3,14 @@
 from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
-from effkern.ops.sliced_conv import sliced_conv2d, sliced_conv2d_ragged, sliced_linear, sliced_linear_ragged
+from effkern.ops.sliced_conv import (
+    sliced_conv2d,
+    sliced_conv2d_packed,
+    sliced_conv2d_ragged,
+    sliced_conv2d_ragged_packed,
+    sliced_linear,
+    sliced_linear_ragged,
+)
 
 __all__ = [
     "compact",
@@ -19,7 +26,9 @@ __all__ = [
     "skip_bottleneck",
     "skip_stage",
     "sliced_conv2d",
+    "sliced_conv2d_packed",
     "sliced_conv2d_ragged",
+    "sliced_conv2d_ragged_packed",
     "sliced_linear",
     "sliced_linear_ragged",
 ]

@@ -14,9 +14,17 @@ from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.sliced_conv import reference
 from effkern.ops.sliced_conv._checks import check_bias, check_slice
 from effkern.ops.sliced_conv.linear import sliced_linear, sliced_linear_ragged
+from effkern.ops.sliced_conv.packed import _packed, remembered, sliced_conv2d_packed, sliced_conv2d_ragged_packed
 from effkern.ops.sliced_conv.ragged import sliced_conv2d_ragged
 
-__all__ = ["sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged"]
+__all__ = [
+    "sliced_conv2d",
+    "sliced_conv2d_packed",
+    "sliced_conv2d_ragged",
+    "sliced_conv2d_ragged_packed",
+    "sliced_linear",
+    "sliced_linear_ragged",
+]
 
 
 def _fake(
@@ -148,6 +156,9 @@ def sliced_conv2d(
     Differentiable, twice, in ``x``, ``weight``, ``bias``, ``scale`` and ``shift``; gradients have full size and are
     zero outside the running part.
 
+    Where no gradient is wanted the packed weight of the last call is used again as long as the weight is unchanged; see
+    :func:`effkern.invalidate` for the edits that go unnoticed.
+
     Source: slimmable networks (Yu et al., ICLR 2019) and DS-Net (Li et al., CVPR 2021) define the slicing.
 
     >>> x, weight = torch.ones(1, 2, 1, 1), torch.arange(12.0).reshape(3, 4, 1, 1)
@@ -158,7 +169,9 @@ def sliced_conv2d(
         c_out = weight.size(0)
         if groups > 1 and group_mode == "prefix_groups" and weight.size(1) > 0:
             c_out = x.size(1) // weight.size(1) * (c_out // groups)
-    return _sliced_conv2d(
-        x, weight, bias, c_out, check.pair(stride, "stride"), check.pair(padding, "padding"),
-        check.pair(dilation, "dilation"), groups, group_mode, scale, shift, act, algo,
-    )  # fmt: skip
+    geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
+    options = (*geometry, groups, group_mode, scale, shift, act, algo)
+    handle = remembered(x, weight, bias, groups, algo, (scale, shift))
+    if handle is not None:
+        return _packed(x, handle, weight.size(0), list(weight.shape[2:]), c_out, *options)
+    return _sliced_conv2d(x, weight, bias, c_out, *options)

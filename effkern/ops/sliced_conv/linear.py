@@ -12,6 +12,7 @@ from effkern.ops._autograd import activation_backward, compute_dtype
 from effkern.ops._registry import Op
 from effkern.ops.sliced_conv import reference
 from effkern.ops.sliced_conv._checks import check_slice, check_tables, check_widths
+from effkern.ops.sliced_conv.packed import _packed, _ragged_packed, remembered
 from effkern.ops.sliced_conv.ragged_backward import ragged_backward
 
 _GEOMETRY = ([1, 1], [0, 0], [1, 1], 1, "prefix_groups")  # of the 1x1 convolution that a linear layer is
@@ -25,6 +26,15 @@ def _check_matrices(x: Tensor, weight: Tensor, op: str) -> None:
     check.check_dtype(x, op, "x")
     check.check_dtype(weight, op, "weight", x.dtype)
     check.check_device(weight, x, op, "weight")
+
+
+def _remembered(
+    x: Tensor, weight: Tensor, bias: Tensor | None, algo: str, inputs: tuple[Tensor | None, ...]
+) -> Tensor | None:
+    """The handle of the 1x1 convolution that the layer is, where the memo may give one."""
+    if weight.dim() != 2 or x.dim() != 2:
+        return None
+    return remembered(x, weight[:, :, None, None], bias, 1, algo, inputs)
 
 
 def _fake(
@@ -133,7 +143,12 @@ def sliced_linear(
         raise ValueError("sliced_linear: x must have at least one dimension, got a scalar")
     out_features = weight.size(0) if out_features is None else out_features
     flat = x if x.dim() == 2 else x.reshape(-1, x.size(-1)) if x.numel() else x.new_empty(x[..., 0].numel(), x.size(-1))
-    y = _linear(flat, weight, bias, out_features, scale, shift, act, algo)
+    handle = _remembered(flat, weight, bias, algo, (scale, shift))
+    if handle is None:
+        y = _linear(flat, weight, bias, out_features, scale, shift, act, algo)
+    else:
+        options = (out_features, *_GEOMETRY, scale, shift, act, algo)
+        y = _packed(flat[:, :, None, None], handle, weight.size(0), [1, 1], *options).flatten(1)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
 
 
@@ -233,7 +248,9 @@ def sliced_linear_ragged(
     tensor([[0., 2., 4.],
             [1., 5., 0.]])
     """
-    return _linear_ragged(
-        x, weight, bias, c_in, c_out, weight.size(0) if c_out_max is None else c_out_max, scale_table, shift_table,
-        width_idx, act, algo,
-    )  # fmt: skip
+    widths = (c_in, c_out, weight.size(0) if c_out_max is None else c_out_max)
+    options = (scale_table, shift_table, width_idx, act, algo)
+    handle = _remembered(x, weight, bias, algo, (scale_table, shift_table))
+    if handle is None:
+        return _linear_ragged(x, weight, bias, *widths, *options)
+    return _ragged_packed(x[:, :, None, None], handle, weight.size(0), [1, 1], *widths, *_GEOMETRY, *options).flatten(1)

@@ -11,6 +11,7 @@ from effkern.ops import _checks as check
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.sliced_conv import reference
 from effkern.ops.sliced_conv._checks import check_group_mode, check_tables, check_widths
+from effkern.ops.sliced_conv.packed import _ragged_packed, remembered
 from effkern.ops.sliced_conv.ragged_backward import ragged_backward
 
 
@@ -127,6 +128,8 @@ def sliced_conv2d_ragged(
     Differentiable, once, in ``x``, ``weight``, ``bias`` and the tables; gradients have full size and are zero outside
     the prefixes that ran. Widths in a group are summed in ascending order, samples of a width in index order.
 
+    Where no gradient is wanted the packed weight of the last call is used again, as in `sliced_conv2d`.
+
     Source: DS-Net (Li et al., CVPR 2021), which runs per-sample widths one image at a time.
 
     >>> x, weight = torch.ones(2, 2, 1, 1), torch.arange(6.0).reshape(3, 2, 1, 1)
@@ -134,8 +137,10 @@ def sliced_conv2d_ragged(
     tensor([[0., 2., 4.],
             [1., 5., 0.]])
     """
-    return _ragged(
-        x, weight, bias, c_in, c_out, weight.size(0) if c_out_max is None else c_out_max, check.pair(stride, "stride"),
-        check.pair(padding, "padding"), check.pair(dilation, "dilation"), groups, group_mode, scale_table, shift_table,
-        width_idx, act, algo,
-    )  # fmt: skip
+    geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
+    widths = (c_in, c_out, weight.size(0) if c_out_max is None else c_out_max)
+    options = (*widths, *geometry, groups, group_mode, scale_table, shift_table, width_idx, act, algo)
+    handle = remembered(x, weight, bias, groups, algo, (scale_table, shift_table))
+    if handle is not None:
+        return _ragged_packed(x, handle, weight.size(0), list(weight.shape[2:]), *options)
+    return _ragged(x, weight, bias, *options)

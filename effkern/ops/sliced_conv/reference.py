@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from effkern.ops._autograd import activate, compute_dtype
 from effkern.ops._checks import check_finite
+from effkern.ops._handle import check_handle, unpack_conv_weight
 from effkern.ops.sliced_conv._checks import check_range, check_slice
 
 
@@ -103,6 +105,7 @@ def sliced_conv2d_ragged(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    *,
     op: str = "sliced_conv2d_ragged",
 ) -> Tensor:
     """``sliced_conv2d`` of every sample at its own widths, with its own row of the tables, zeros after ``c_out[n]``."""
@@ -121,6 +124,27 @@ def sliced_conv2d_ragged(
         y = sliced_conv2d(x[n : n + 1, :ci], weight, bias, co, *options)
         samples.append(F.pad(y, (0, 0, 0, 0, 0, c_out_max - co)))
     return torch.cat(samples)
+
+
+def sliced_conv2d_packed(
+    x: Tensor, handle: Tensor, out_channels: int, kernel_size: Sequence[int], c_out: int, *options: Any
+) -> Tensor:
+    """``sliced_conv2d`` with the weight and bias of a handle; ``options`` from its ``stride`` on."""
+    op, groups, group_mode = "sliced_conv2d_packed", options[3], options[4]
+    in_per_group = check_handle(handle, out_channels, kernel_size, groups, op)
+    weight, bias = unpack_conv_weight(handle, out_channels, in_per_group, kernel_size, groups)
+    check_slice(op, weight, x.size(1), c_out, groups, group_mode)
+    return sliced_conv2d(x, weight, bias, c_out, *options)
+
+
+def sliced_conv2d_ragged_packed(
+    x: Tensor, handle: Tensor, out_channels: int, kernel_size: Sequence[int], *options: Any
+) -> Tensor:
+    """``sliced_conv2d_ragged`` with the weight and bias of a handle; ``options`` from its ``c_in`` on."""
+    op, groups = "sliced_conv2d_ragged_packed", options[6]
+    in_per_group = check_handle(handle, out_channels, kernel_size, groups, op)
+    weight, bias = unpack_conv_weight(handle, out_channels, in_per_group, kernel_size, groups)
+    return sliced_conv2d_ragged(x, weight, bias, *options, op=op)
 
 
 def sliced_linear(

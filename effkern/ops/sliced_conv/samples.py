@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effkern.ops._registry import Op
+from effkern.ops.rep_conv import pack_conv_weight
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
+from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
 from effkern.ops.sliced_conv.ragged import _ragged
 from effkern.testing import Sample, map_tensors
 
@@ -27,9 +30,30 @@ def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     """Small inputs that reach every path of every op of the family."""
-    yield from _uniform(dtype)
-    yield from _ragged_samples(dtype)
+    uniform, ragged = list(_uniform(dtype)), list(_ragged_samples(dtype))
+    yield from uniform
+    yield from ragged
     yield from _linear_samples(dtype)
+    # The packed ops differ in where the weight comes from, so one sample a form of the weight is enough.
+    for sample in uniform:
+        if sample.name in ("3x3_slice_epilogue", "depthwise", "prefix_groups", "within_group"):
+            yield _packed_sample(sample, _packed, reference.sliced_conv2d_packed)
+    for sample in ragged:
+        if sample.name in ("ragged_tables", "ragged_depthwise", "ragged_within_group"):
+            yield _packed_sample(sample, _ragged_packed, reference.sliced_conv2d_ragged_packed)
+
+
+def _packed_sample(sample: Sample, op: Op, function: Callable[..., Tensor]) -> Sample:
+    """The same call from a handle; its A is that of the same call with the handle's weight and bias."""
+    x, weight, bias, *options = sample.args
+    handle = pack_conv_weight(weight, bias, sample.named_args()["groups"])
+
+    def magnitude(x: Tensor, handle: Tensor, out_channels: int, kernel_size: list[int], *options: Any) -> Tensor:
+        assert sample.magnitude is not None
+        return sample.magnitude(x, weight, bias, *options)
+
+    args = (x, handle, weight.size(0), list(weight.shape[2:]), *options)
+    return Sample(f"packed_{sample.name}", op, function, args, magnitude)
 
 
 def _normal(dtype: torch.dtype) -> tuple[torch.Generator, Callable[..., Tensor]]:
