@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -79,6 +80,7 @@ class SlimmableMobileNetV1(nn.Module):
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``width_mults``, or one a sample."""
+        x = x.contiguous(memory_format=torch.channels_last)
         for layer in self.features:
             x = layer(x, width)
         return self.classifier(self.dropout(x.mean((2, 3))), width)

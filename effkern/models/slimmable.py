@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from effkern.models._registry import register_model
@@ -52,7 +53,8 @@ class SlimmableCNN(nn.Module):
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``widths``, or one a sample."""
         for layer in self.features:
-            x = layer(x, width)
+            # A tensor of one channel has no layout to hand on, so behind the stem the engine's own one is chosen.
+            x = layer(x, width).contiguous(memory_format=torch.channels_last)
         return self.classifier(x.mean((2, 3)), width)
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from effkern import ops
 from effkern.nn._widths import as_widths, sample_widths, width_index
+from effkern.ops.sliced_conv.reference import slice_bias, slice_weight
 
 Pair = int | tuple[int, int]
 Tables = tuple[Tensor, Tensor]
@@ -123,6 +124,19 @@ class SlicedConv2d(nn.Module):
         scale, shift = (None, None) if tables is None else (t[_row(t, width), :c_out] for t in tables)
         return ops.sliced_conv2d(x, self.weight, self.bias, c_out, scale=scale, shift=shift, **geometry)
 
+    def narrow(self, width: int, in_width: int | None = None) -> nn.Conv2d:
+        """The layer at one width as an ordinary layer with a copy of the slice, in eval mode."""
+        outs, ins = _widths_at(self.out_channels, self.in_channels, width, in_width)
+        part, groups = slice_weight(self.weight.detach(), ins, outs, self.groups, self.group_mode)
+        geometry = (self.kernel_size, self.stride, self.padding, self.dilation)
+        factory: dict[str, Any] = {"device": part.device, "dtype": part.dtype}
+        conv = nn.Conv2d(ins, outs, *geometry, groups=groups, bias=self.bias is not None, **factory)
+        with torch.no_grad():
+            conv.weight.copy_(part)
+            if self.bias is not None and conv.bias is not None:
+                conv.bias.copy_(slice_bias(self.bias, outs, self.groups, self.group_mode))
+        return conv.eval()
+
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
         """Multiply-adds of a call that took and gave these shapes, all of their channels active."""
         per_group = self.weight.size(1)
@@ -184,6 +198,16 @@ class SlicedLinear(nn.Module):
             x, self.weight, self.bias, self.out_features[width_index(width, self.out_features)], act=act
         )
 
+    def narrow(self, width: int, in_width: int | None = None) -> nn.Linear:
+        """The layer at one width as an ordinary layer with a copy of the slice, in eval mode."""
+        outs, ins = _widths_at(self.out_features, self.in_features, width, in_width)
+        linear = nn.Linear(ins, outs, self.bias is not None, self.weight.device, self.weight.dtype)
+        with torch.no_grad():
+            linear.weight.copy_(self.weight[:outs, :ins])
+            if self.bias is not None:
+                linear.bias.copy_(self.bias[:outs])
+        return linear.eval()
+
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
         """Multiply-adds of a call that took and gave these shapes, all of their features active."""
         return float(output_shape.numel() * min(input_shape[-1], self.in_features[-1]))
@@ -210,6 +234,10 @@ def _make_width_tables(
         raise ValueError(f"input and output widths must be as many, or one for all, got {list(c_in)} and {list(c_out)}")
     layer.register_buffer("in_table", torch.tensor(c_in, device=device), persistent=False)
     layer.register_buffer("out_table", torch.tensor(c_out, device=device), persistent=False)
+
+
+def _widths_at(outs: tuple[int, ...], ins: tuple[int, ...], width: int, in_width: int | None) -> tuple[int, int]:
+    return outs[width_index(width, outs)], ins[width_index(width if in_width is None else in_width, ins)]
 
 
 def _leading_channels(x: Tensor, channels: int, dim: int = 1) -> Tensor:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._widths import width_index
 from effkern.nn.sliced import Pair, SlicedConv2d, Tables
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
 
-_ACTIVATIONS = {"none": lambda x: x, "relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
+# In place where the gradient needs no input: batch norm's own gradient does not need its output.
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
+    "hardswish": nn.Hardswish,
+    "silu": nn.SiLU,
+}
 
 
 class SlicedConvBNAct(nn.Module):
@@ -60,14 +68,25 @@ class SlicedConvBNAct(nn.Module):
             dtype=dtype,
         )
         self.bn = SwitchableBatchNorm2d(out_channels, affine=affine, device=device, dtype=dtype)
+        self.activation = _ACTIVATIONS[act]()
         self._folded: Tables | None = None
 
     def forward(self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None) -> Tensor:
         """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
         if self.training:
-            return _ACTIVATIONS[self.act](self.bn(self.conv(x, width, in_width), width))
+            return self.activation(self.bn(self.conv(x, width, in_width), width))
         tables = self.bn.tables() if self._folded is None else self._folded
         return self.conv(x, width, in_width, tables=tables, act=self.act)
+
+    @torch.no_grad()
+    def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
+        """The layer at one width in plain PyTorch, in eval mode: a convolution with batch norm folded in, then act."""
+        conv = self.conv.narrow(width, in_width)
+        row = width_index(width, self.bn.widths)
+        scale, shift = (table[row, : conv.out_channels] for table in self.bn.tables())
+        conv.weight.mul_(scale[:, None, None, None])
+        conv.bias = nn.Parameter(shift.to(conv.weight.dtype))
+        return nn.Sequential(conv, self.activation).eval()
 
     def fold(self) -> None:
         """Compute the scale and shift tables once instead of at every call, until a parameter may have changed.
