@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, help="folder of the run (default: runs/demo, with --quick runs/demo-quick)")
     demo.add_argument("--stages", type=_names, help="comma-separated stages to run besides the baseline (default: all)")
     demo.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-    demo.add_argument("--threads", type=int, default=0, help="threads of torch (default: one a core)")
+    demo.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
     demo.add_argument("--fresh", action="store_true", help="forget the finished stages of an earlier start")
     demo.add_argument("--quick", action="store_true", help="smoke test in seconds, on scikit-learn's digits")
     demo.set_defaults(run=_demo)
@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "file", type=Path, nargs="?", default=Path("runs/demo/report.json"), help="default: %(default)s"
     )
+    report.add_argument("--into", type=Path, help="with markdown: write it between the table's marks in this file")
     report.set_defaults(run=_report)
     return parser
 
@@ -112,16 +113,24 @@ def _bench(arguments: Sequence[str]) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from effkern.report import load_report, table
-    from effkern.training import CheckpointError
+    from effkern.training import CheckpointError, write_atomically
 
+    if options.into and options.format != "markdown":
+        return _fail("report: --into goes with markdown only", WRONG_USE)
     try:
-        rows = load_report(options.file)["rows"]
-        text = table.markdown(rows) if options.format == "markdown" else table.terminal(rows)
+        report = load_report(options.file)
+        text = table.section(report) if options.format == "markdown" else table.terminal(report["rows"])
     except CheckpointError as error:
         return _fail(f"report: {error}")
     except (KeyError, TypeError) as error:
-        return _fail(f"report: {options.file}: a row is incomplete or not of this version: {error!r}")
-    sys.stdout.write(text)
+        return _fail(f"report: {options.file}: incomplete or not of this version: {error!r}")
+    if options.into is None:
+        sys.stdout.write(text)
+        return OK
+    try:
+        write_atomically(options.into, table.insert(options.into.read_text(), text).encode())
+    except (OSError, ValueError) as error:
+        return _fail(f"report: {options.into}: {error}")
     return OK
 
 

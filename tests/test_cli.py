@@ -36,6 +36,21 @@ def test_report_prints_the_table(report, capsys):
     assert "width 0.25" in capsys.readouterr().out
 
 
+def test_report_goes_into_a_readme_and_again(report, tmp_path, capsys):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n\n<!-- demo table -->\nyesterday\n<!-- end of demo table -->\n\nafter\n")
+    for _ in range(2):
+        assert cli.main(["report", "markdown", str(report), "--into", str(readme)]) == 0
+        text = readme.read_text()
+        assert text.startswith("# Title\n\n<!-- demo table -->\n| network |") and "yesterday" not in text
+        assert text.endswith("<!-- end of demo table -->\n\nafter\n")
+        assert "`make demo` on A processor, 2 threads" in text and "Where it loses:\n\n- " in text
+    readme.write_text("no marks")
+    assert cli.main(["report", "markdown", str(report), "--into", str(readme)]) == 1
+    assert readme.read_text() == "no marks" and "must hold the lines" in capsys.readouterr().err
+    assert cli.main(["report", "table", str(report), "--into", str(readme)]) == 2
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"format": 1, "rows": [{"name": "x"}]}'])
 def test_an_unusable_report_is_one_line(tmp_path, capsys, content):
     path = tmp_path / "report.json"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["HEADS", "amount", "cells", "losses", "markdown", "terminal", "unrest"]
+__all__ = ["HEADS", "amount", "cells", "insert", "losses", "markdown", "section", "terminal", "unrest"]
 
 Row = Mapping[str, Any]
 
@@ -13,6 +13,7 @@ Row = Mapping[str, Any]
 SLACK = 0.08
 # A median this much above the minimum means that something else was running.
 QUIET = 1.3
+BEGIN, END = "<!-- demo table -->", "<!-- end of demo table -->"
 BATCHES = (("b1", "batch 1"), ("b64", "batch 64"))
 
 HEADS = (
@@ -73,6 +74,34 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = ["| " + " | ".join(HEADS) + " |", "|---" + "|---:" * (len(HEADS) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def section(report: Mapping[str, Any]) -> str:
+    """The table in Markdown with all that it must be read with: machine, command, legend, losses."""
+    run, machine = report["run"], report["machine"]
+    commit = f", commit {machine['commit']}" if machine["commit"] else ""
+    where = (
+        f"`make demo` on {machine['cpu']}, {run['threads']} threads, {machine['isa']}, torch {machine['torch']}, "
+        f"effkern {machine['effkern']}{commit}, {report['date'][:10]}; {run['data']['name']}, "
+        f"{run['data']['test']:,} test images."
+    )
+    parts = [markdown(report["rows"]), where + "\n", LEGEND + "\n"]
+    if found := [*losses(report["rows"]), *filter(None, [unrest(report["rows"])])]:
+        parts.append("Where it loses:\n\n" + "".join(f"- {sentence}\n" for sentence in found))
+    return "\n".join(parts)
+
+
+def insert(text: str, content: str) -> str:
+    """``text`` with ``content`` between the two comment lines that mark the place of the demo's table.
+
+    Raises:
+        ValueError: if the marks are not there, once each and in order.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in rest or END in before + after:
+        raise ValueError(f"must hold the lines {BEGIN!r} and {END!r}, once each and in this order")
+    return f"{before}{begin}\n{content}{end}{after}"
 
 
 def losses(rows: Sequence[Row]) -> list[str]:

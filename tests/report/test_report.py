@@ -176,6 +176,21 @@ def test_markdown_has_as_many_cells_as_heads_and_escapes_bars():
     assert "0.667 (0.600)" in line and "1.50x" in line and "50 % | 55 % | 52 %" in line
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        table.BEGIN,
+        f"{table.END}\n{table.BEGIN}",
+        f"{table.BEGIN}{table.BEGIN}{table.END}",
+        f"{table.BEGIN}{table.END}{table.END}",
+    ],
+)
+def test_a_place_that_is_not_marked_is_refused(text):
+    with pytest.raises(ValueError, match="must hold the lines"):
+        table.insert(text, "x")
+
+
 def test_eager_rows_claim_no_gain():
     cells = dict(zip(table.HEADS, table.cells(row("baseline", "dense", eager_only=True)), strict=True))
     assert cells["b1 gain"] == cells["b64 gain"] == "–"  # noqa: RUF001
