@@ -17,7 +17,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto,
   "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 64px; }
+main { max-width: 1400px; margin: 0 auto; padding: 28px 24px 64px; }
 h1 { font-size: 27px; margin: 0 0 4px; letter-spacing: -.01em; }
 h2 { font-size: 19px; margin: 38px 0 8px; }
 p { margin: 6px 0; max-width: 120ch; }
@@ -29,10 +29,10 @@ th { font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line);
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 190px; }
 tr.stage td { background: var(--tint); font-weight: 600; text-align: left; }
 tr.stage span { font-weight: 400; color: var(--soft); }
-td small { color: var(--soft); display: block; font-size: 11px; line-height: 1.2; }
+td small { color: var(--soft); display: block; font-size: 11px; line-height: 1.2; white-space: normal; }
 .win { color: var(--win); font-weight: 600; } .loss { color: var(--loss); font-weight: 600; }
 .notice { border-left: 4px solid var(--loss); background: #fdf3f2; padding: 8px 14px; margin: 14px 0; }
-ul { margin: 6px 0; padding-left: 20px; max-width: 92ch; } li { margin: 3px 0; }
+ul { margin: 6px 0; padding-left: 20px; max-width: 130ch; } li { margin: 3px 0; }
 figure { margin: 14px 0 22px; } img { max-width: 100%; height: auto; display: block; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; font-size: 13px; margin: 8px 0; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
@@ -78,7 +78,7 @@ def _notices(report: Mapping[str, Any]) -> Iterable[str]:
         yield _notice(
             "A quick run: tiny networks and few steps. It shows that everything works; the numbers mean nothing."
         )
-    if report["run"]["data"]["name"] != "Fashion-MNIST":
+    elif report["run"]["data"]["name"] != "Fashion-MNIST":
         yield _notice(f"This is not Fashion-MNIST but {report['run']['data']['name']}: Fashion-MNIST could not be had.")
     if warning := unrest(report["rows"]):
         yield _notice(warning)
@@ -116,8 +116,8 @@ def _cells(row: Mapping[str, Any]) -> Iterable[str]:
             shown = f"<span class={'win' if gain(row, head.split()[0]) >= 1 else 'loss'}>{shown}</span>"
         elif shown.endswith(")") and head.endswith(("ms", "eager")):
             median, minimum = shown[:-1].split(" (")
-            form = f", {escape(row[f'eager_form_{head.split()[0]}'])}" if head.endswith("eager") else ""
-            shown = f"{median}<small>{minimum}{form}</small>"
+            form = f"<small>{escape(row[f'eager_form_{head.split()[0]}'])}</small>" if head.endswith("eager") else ""
+            shown = f"{median}<small>{minimum}</small>{form}"
         yield f"<td>{shown}</td>"
 
 

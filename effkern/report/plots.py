@@ -41,9 +41,7 @@ def accuracy_versus_time(rows: Sequence[Row]) -> bytes:
             axes.plot([eager, own], [row["top1"]] * 2, color=colour, alpha=0.45, linewidth=1.2, zorder=1)
             axes.scatter([eager], [row["top1"]], facecolors="white", edgecolors=colour, s=34, linewidths=1.4, zorder=2)
             axes.scatter([own], [row["top1"]], color=colour, s=44, zorder=3)
-            axes.annotate(
-                str(number), (own, row["top1"]), textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8
-            )
+            _number(axes, number, (own, row["top1"]))
         axes.set_xscale("log")
         # Plain numbers where a reader looks for them: 0.2, 0.5, 1.
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
@@ -52,14 +50,11 @@ def accuracy_versus_time(rows: Sequence[Row]) -> bytes:
         axes.set_xlabel(f"milliseconds per image at batch {label} (median)")
         _plain(axes)
     figure.axes[0].set_ylabel("top-1, %")
-    handles = [
+    both = [
         figure.axes[0].scatter([], [], color=GREY, s=44, label="effkern"),
         figure.axes[0].scatter([], [], facecolors="white", edgecolors=GREY, s=34, label="PyTorch eager"),
-        *(figure.axes[0].scatter([], [], color=_colour(stage), s=44, label=stage) for stage in _stages(rows)),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
-    names = "\n".join(f"{number}  {_text(row['name'])}" for number, row in enumerate(rows, 1))
-    figure.text(1.0, 0.5, names, fontsize=8, va="center", ha="left")
+    _explain(figure, rows, rows, both)
     return _png(figure)
 
 
@@ -72,31 +67,16 @@ def saved_work(rows: Sequence[Row]) -> bytes | None:
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, batch, label in zip(figure.subplots(1, 2, sharey=True), ("b1", "b64"), (1, 64), strict=True):
         axes.plot([0, top], [0, top], color=GREY, linewidth=1, linestyle="--", zorder=1)
-        for stage in _stages(points):
-            mine = [row for row in points if row["stage"] == stage]
-            axes.scatter(
-                [row["macs_left"] for row in mine],
-                [row[f"time_left_{batch}"] for row in mine],
-                color=_colour(stage),
-                s=44,
-                label=stage,
-                zorder=2,
-            )
         for row in points:
-            axes.annotate(
-                _text(row["name"]),
-                (row["macs_left"], row[f"time_left_{batch}"]),
-                textcoords="offset points",
-                xytext=(6, 3),
-                fontsize=7,
-            )
+            place = (row["macs_left"], row[f"time_left_{batch}"])
+            axes.scatter(*place, color=_colour(row["stage"]), s=44, zorder=2)
+            _number(axes, rows.index(row) + 1, place)
         axes.set_xlim(0, top)
         axes.set_ylim(0, top)
-        axes.set_xlabel("share of multiply-adds left")
-        axes.set_title(f"batch {label}", fontsize=10)
+        axes.set_xlabel(f"share of multiply-adds left, batch {label}")
         _plain(axes)
     figure.axes[0].set_ylabel("share of time left")
-    figure.axes[0].legend(frameon=False, fontsize=9, loc="upper left")
+    _explain(figure, rows, points)
     return _png(figure)
 
 
@@ -174,6 +154,20 @@ def curves(given: Mapping[str, Any]) -> bytes:
         axes.legend(frameon=False, fontsize=8)
     _plain(axes)
     return _png(figure)
+
+
+def _number(axes: Any, number: int, place: tuple[float, float]) -> None:
+    axes.annotate(str(number), place, textcoords="offset points", xytext=(0, 6), ha="center", fontsize=8)
+
+
+def _explain(figure: Figure, rows: Sequence[Row], shown: Sequence[Row], handles: Sequence[Any] = ()) -> None:
+    """What colours and numbers mean; a row has the same number in every plot."""
+    axes = figure.axes[0]
+    colours = [axes.scatter([], [], color=_colour(stage), s=44, label=stage) for stage in _stages(shown)]
+    listed = [*handles, *colours]
+    figure.legend(handles=listed, loc="outside upper center", ncols=len(listed), frameon=False, fontsize=9)
+    names = "\n".join(f"{number}  {_text(row['name'])}" for number, row in enumerate(rows, 1) if row in shown)
+    figure.text(1.0, 0.5, names, fontsize=8, va="center", ha="left")
 
 
 def _png(figure: Figure) -> bytes:

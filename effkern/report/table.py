@@ -11,6 +11,8 @@ Row = Mapping[str, Any]
 
 # Saved time may lag saved multiply-adds by this much before the page calls it a loss.
 SLACK = 0.08
+# Accuracy may lie this far below the baseline's before it is called a loss.
+POINTS = 0.5
 # A median this much above the minimum means that something else was running.
 QUIET = 1.3
 BEGIN, END = "<!-- demo table -->", "<!-- end of demo table -->"
@@ -51,7 +53,7 @@ def cells(row: Row, minima: bool = True) -> list[str]:
     for batch in ("b1", "b64"):
         out.append(_time(row, f"ms_{batch}", minima))
         out.append(_time(row, f"eager_ms_{batch}", minima))
-        out.append("–" if _is_eager(row) else f"{gain(row, batch):.2f}x")  # noqa: RUF001
+        out.append("–" if row["eager_only"] else f"{gain(row, batch):.2f}x")  # noqa: RUF001
     out += [_share(row["macs_left"]), _share(row["time_left_b1"]), _share(row["time_left_b64"])]
     return out
 
@@ -105,33 +107,33 @@ def insert(text: str, content: str) -> str:
 
 
 def losses(rows: Sequence[Row]) -> list[str]:
-    """Sentences on everything that is worse than it should be."""
-    found = []
+    """A sentence for every row that is worse than it should be, with all that is worse."""
     accuracy = next((row["top1"] for row in rows if row["stage"] == "baseline"), None)
-    for row in rows:
-        name = row["name"]
-        slow = [
-            f"{gain(row, batch):.2f}x at {label} (eager: {row[f'eager_form_{batch}']})"
+    return [f"{row['name']}: {'; '.join(found)}." for row in rows if (found := _losses(row, accuracy))]
+
+
+def _losses(row: Row, accuracy: float | None) -> list[str]:
+    found = []
+    slow = [
+        f"{gain(row, batch):.2f}x at {label} ({row[f'eager_form_{batch}']})"
+        for batch, label in BATCHES
+        if not row["eager_only"] and gain(row, batch) < 1
+    ]
+    if slow:
+        found.append(f"slower than eager PyTorch, {' and '.join(slow)}")
+    if row["macs_left"] is not None:
+        wasted = [
+            f"{_share(row[f'time_left_{batch}'])} of the time at {label}"
             for batch, label in BATCHES
-            if not _is_eager(row) and gain(row, batch) < 1
+            if row[f"time_left_{batch}"] > row["macs_left"] + SLACK
         ]
-        if slow:
-            found.append(f"{name}: slower than eager PyTorch: {', '.join(slow)}.")
-        if row["macs_left"] is not None:
-            wasted = [
-                f"{_share(row[f'time_left_{batch}'])} of the time at {label}"
-                for batch, label in BATCHES
-                if row[f"time_left_{batch}"] > row["macs_left"] + SLACK
-            ]
-            if wasted:
-                work = f"{_share(row['macs_left'])} of the multiply-adds of {row['relative_to']} are left"
-                found.append(f"{name}: {work}, but {' and '.join(wasted)}.")
-        if accuracy is not None and row["top1"] < accuracy - 0.5:
-            found.append(f"{name}: {accuracy - row['top1']:.2f} points less accurate than the baseline.")
-        if row["disagreeing"]:
-            found.append(
-                f"{name}: on {100 * row['disagreeing']:.2f} % of the images effkern and eager take different decisions."
-            )
+        if wasted:
+            work = f"{_share(row['macs_left'])} of the multiply-adds of {row['relative_to']}"
+            found.append(f"{work}, but {' and '.join(wasted)}")
+    if accuracy is not None and row["top1"] < accuracy - POINTS:
+        found.append(f"{accuracy - row['top1']:.2f} points less accurate than the baseline")
+    if row["disagreeing"]:
+        found.append(f"other decisions than eager on {100 * row['disagreeing']:.2f} % of the images")
     return found
 
 
@@ -168,11 +170,6 @@ def _ms(value: float) -> str:
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
-
-
-def _is_eager(row: Row) -> bool:
-    """Whether effkern has no part in this row."""
-    return bool(row["eager_only"])
 
 
 def _aligned(rows: Sequence[Row], minima: bool) -> str:
