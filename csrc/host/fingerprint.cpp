@@ -13,39 +13,45 @@ namespace {
 constexpr int64_t kSamples = 256;
 constexpr int64_t kCacheLine = 64;
 
-// Four independent multiply-xor chains: one chain would wait for its own multiplier at every step.
-class Mixer {
- public:
-  void add(uint64_t word) {
-    uint64_t& lane = lanes_[next_++ & 3];
-    lane = (lane ^ word) * 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio: odd, so no bit of the word is lost
-    lane ^= lane >> 29;
-  }
+uint64_t load(const unsigned char* data, int64_t bytes) {
+  uint64_t word = 0;
+  std::memcpy(&word, data, static_cast<size_t>(bytes));
+  return word;
+}
 
-  void add_bytes(const unsigned char* data, int64_t bytes) {
-    for (; bytes >= 8; data += 8, bytes -= 8) add(load(data, 8));
-    if (bytes > 0) add(load(data, bytes));
-  }
+// One step of the hash. Both factors are odd and both steps invertible, so a changed word always changes the lane.
+uint64_t mix(uint64_t lane, uint64_t word) {
+  lane = (lane ^ word) * 0x9E3779B97F4A7C15ull;  // 2^64 / golden ratio
+  return lane ^ (lane >> 29);
+}
 
-  static uint64_t load(const unsigned char* data, int64_t bytes) {
-    uint64_t word = 0;
-    std::memcpy(&word, data, static_cast<size_t>(bytes));
-    return word;
+// Words 0, 1, .. of a sequence, spread over four lanes: one lane would wait for its own multiplier at every step.
+template <class Word>
+uint64_t hash(int64_t count, const Word& word) {
+  uint64_t a = 1, b = 2, c = 3, d = 4;
+  int64_t i = 0;
+  for (; i + 4 <= count; i += 4) {
+    a = mix(a, word(i));
+    b = mix(b, word(i + 1));
+    c = mix(c, word(i + 2));
+    d = mix(d, word(i + 3));
   }
+  for (; i < count; ++i) a = mix(a, word(i));
+  return mix(mix(mix(a, b), c), d);
+}
 
-  int64_t finish() {
-    Mixer all;
-    for (uint64_t lane : lanes_) {
-      all.next_ = 0;
-      all.add(lane);
-    }
-    return static_cast<int64_t>(all.lanes_[0] >> 1);  // non-negative
-  }
+uint64_t hash_bytes(const unsigned char* data, int64_t bytes) {
+  const int64_t words = (bytes + 7) / 8;
+  return hash(words, [=](int64_t i) { return load(data + 8 * i, std::min<int64_t>(8, bytes - 8 * i)); });
+}
 
- private:
-  uint64_t lanes_[4] = {1, 2, 3, 4};
-  unsigned next_ = 0;
-};
+uint64_t hash_samples(const unsigned char* data, int64_t elements, int64_t size) {
+  // Odd, so that sampling walks over all residues of the power-of-two channel counts weights usually have.
+  const int64_t step = (elements / kSamples) | 1;
+  const int64_t count = (elements + step - 1) / step;
+  if (size == 4) return hash(count, [=](int64_t i) { return load(data + 4 * i * step, 4); });
+  return hash(count, [=](int64_t i) { return load(data + size * i * step, size); });
+}
 
 // `address` is the data pointer of a live tensor that spans `elements` elements of `element_size` bytes.
 int64_t fingerprint(uintptr_t address, int64_t elements, int64_t element_size, bool full) {
@@ -55,19 +61,16 @@ int64_t fingerprint(uintptr_t address, int64_t elements, int64_t element_size, b
   if (elements > 0 && address == 0) throw py::value_error("address: must not be null");
   const auto* data = reinterpret_cast<const unsigned char*>(address);
   const int64_t bytes = elements * element_size;
-  Mixer mixer;
-  mixer.add(static_cast<uint64_t>(bytes));
+  uint64_t result = mix(0, static_cast<uint64_t>(bytes));
   if (full) {
-    mixer.add_bytes(data, bytes);
-    return mixer.finish();
+    result = mix(result, hash_bytes(data, bytes));
+  } else {
+    const int64_t line = std::min(bytes, kCacheLine);
+    result = mix(result, hash_samples(data, elements, element_size));
+    result = mix(result, hash_bytes(data, line));
+    result = mix(result, hash_bytes(data + bytes - line, line));
   }
-  // Odd, so that sampling walks over all residues of the power-of-two channel counts weights usually have.
-  const int64_t step = (elements / kSamples) | 1;
-  for (int64_t i = 0; i < elements; i += step) mixer.add(Mixer::load(data + i * element_size, element_size));
-  const int64_t line = std::min(bytes, kCacheLine);
-  mixer.add_bytes(data, line);
-  mixer.add_bytes(data + bytes - line, line);
-  return mixer.finish();
+  return static_cast<int64_t>(result >> 1);  // non-negative
 }
 
 }  // namespace

@@ -66,8 +66,9 @@ class HoldsPack(nn.Module):
         sources = self._pack_sources()
         if self.training or memo().mode == "off" or not available() or not packable(*sources):
             return None
-        if self._pack is None or self._stamp is None or not self._stamp.matches(sources):
-            self._stamp = Stamp.of(sources)  # before packing: a change meanwhile is then seen by the next call
+        stamp = self._stamp
+        if stamp is None or stamp.invalidated() or not stamp.holds(sources):
+            self._stamp = Stamp(sources)  # before packing: a change meanwhile is then seen by the next call
             with torch.no_grad():
                 self._pack = self._make_pack()
         return self._pack

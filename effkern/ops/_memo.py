@@ -22,7 +22,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,9 +30,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from effkern import _library
 
 try:
-    from effkern import _host  # type: ignore[attr-defined]
+    from effkern import _host
 except ImportError:  # an install without native code: nothing is packed, so nothing needs a fingerprint
-    _host = None
+    _host = None  # type: ignore[assignment]
 
 _MODES = ("on", "off", "full")
 _DEFAULT_LIMIT = 256 << 20
@@ -42,51 +41,81 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
-class Stamp:
-    """What some tensors were when a pack was made of them: which memory, seen how, holding what.
+class _Source:
+    """One tensor as it was: which memory, seen how, holding what."""
 
-    The weak references keep the storage objects' addresses from being used again, so an equal address is the same
-    storage. They do not keep the data alive.
+    __slots__ = ("bits", "dtype", "item", "pointer", "ref", "shape", "span", "stride", "version")
+
+    def __init__(self, tensor: Tensor, full: bool) -> None:
+        self.ref = StorageWeakRef(tensor.untyped_storage())
+        self.pointer, self.item, self.dtype = tensor.data_ptr(), tensor.element_size(), tensor.dtype
+        self.shape, self.stride, self.version = tensor.shape, tensor.stride(), tensor._version
+        self.span = _span(tensor)
+        self.bits = _host.fingerprint(self.pointer, self.span, self.item, full)
+
+    def is_still(self, tensor: Tensor, full: bool) -> bool:
+        """Whether ``tensor`` is this one, unchanged; runs before every use of a pack, so the cheap looks come first."""
+        return (
+            tensor._version == self.version
+            and tensor.data_ptr() == self.pointer
+            and tensor.untyped_storage()._cdata == self.ref.cdata
+            and tensor.dtype is self.dtype
+            and tensor.shape == self.shape
+            and tensor.stride() == self.stride
+            and _host.fingerprint(self.pointer, self.span, self.item, full) == self.bits
+        )
+
+
+class Stamp:
+    """What some tensors were when a pack was made of them.
+
+    Weak references keep the storage objects' addresses from being used again, so an equal address is the same storage.
+    They do not keep the data alive.
+
+    Args:
+        tensors: their stamp is taken now. Take it *before* packing, so that a change meanwhile is noticed.
+        full: hash every byte instead of a sample; default: as ``EFFKERN_CACHE`` says.
     """
 
-    refs: tuple[StorageWeakRef | None, ...]
-    views: tuple[Hashable, ...]
-    contents: tuple[Hashable, ...]
-    epoch: int
+    def __init__(self, tensors: Sequence[Tensor | None], full: bool | None = None) -> None:
+        self._full = memo().mode == "full" if full is None else full
+        self._sources = tuple(None if t is None else _Source(t, self._full) for t in tensors)
+        self._epoch = memo().epoch
 
-    @staticmethod
-    def of(tensors: Sequence[Tensor | None], full: bool | None = None) -> Stamp:
-        """Take the stamp of ``tensors`` now; take it *before* packing, so that a change meanwhile is noticed."""
-        refs = tuple(None if t is None else StorageWeakRef(t.untyped_storage()) for t in tensors)
-        return Stamp(refs, _views(tensors), _contents(tensors, full), memo().epoch)
+    def holds(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether ``tensors`` are the same memory with the same content, as far as the fingerprint sees."""
+        for source, tensor in zip(self._sources, tensors, strict=True):
+            if source is None or tensor is None:
+                if source is not tensor:
+                    return False
+            elif not source.is_still(tensor, self._full):
+                return False
+        return True
 
-    def matches(self, tensors: Sequence[Tensor | None], full: bool | None = None) -> bool:
-        """Whether ``tensors`` are still the same memory with the same content, as far as the fingerprint sees.
-
-        Never after an :func:`invalidate`, whatever tensor that named: a layer's pack is quickly made anew.
-        """
-        return (
-            self.epoch == memo().epoch and self.views == _views(tensors) and self.contents == _contents(tensors, full)
-        )
+    def invalidated(self) -> bool:
+        """Whether :func:`invalidate` was called since, for whatever tensor: a layer's pack is quickly made anew."""
+        return self._epoch != memo().epoch
 
     def expired(self) -> bool:
         """Whether the memory of any of the tensors was given back."""
-        return any(ref is not None and ref.expired() for ref in self.refs)
+        return any(source is not None and source.ref.expired() for source in self._sources)
+
+    def concerns(self, cdata: int) -> bool:
+        """Whether one of the tensors lives in this storage."""
+        return any(source is not None and source.ref.cdata == cdata for source in self._sources)
 
 
-def _views(tensors: Sequence[Tensor | None]) -> tuple[Hashable, ...]:
-    return tuple(
-        None
-        if t is None
-        else (t.untyped_storage()._cdata, t.data_ptr(), t.storage_offset(), t.shape, t.stride(), t.dtype)
-        for t in tensors
-    )
+def _view(tensor: Tensor | None) -> Hashable:
+    if tensor is None:
+        return None
+    return tensor.untyped_storage()._cdata, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
-def _contents(tensors: Sequence[Tensor | None], full: bool | None) -> tuple[Hashable, ...]:
-    full = _mode() == "full" if full is None else full
-    return tuple(None if t is None else (t._version, fingerprint(t, full)) for t in tensors)
+def _span(tensor: Tensor) -> int:
+    """Elements from the first to the last one in memory."""
+    if tensor.numel() == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def fingerprint(tensor: Tensor, full: bool = False) -> int:
@@ -96,10 +125,7 @@ def fingerprint(tensor: Tensor, full: bool = False) -> int:
     bulk change is seen, a change of a single element may not be. Bits are compared, not values: NaN equals itself.
     For a tensor with gaps between its elements the gaps count too, which can only cost a needless repacking.
     """
-    if tensor.numel() == 0:
-        return 0
-    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return _host.fingerprint(tensor.data_ptr(), span, tensor.element_size(), full)
+    return _host.fingerprint(tensor.data_ptr(), _span(tensor), tensor.element_size(), full)
 
 
 def available() -> bool:
@@ -176,8 +202,7 @@ class Memo:
             return None
         if not packable(*tensors):
             return None
-        full = self.mode == "full"
-        key = (tag, _views(tensors))  # not the instruction set: the layout of packs does not depend on it
+        key = (tag, *map(_view, tensors))  # not the instruction set: the layout of packs does not depend on it
         with self._lock:
             self._lookups += 1
             if self._lookups % _SWEEP_EVERY == 0:
@@ -185,11 +210,11 @@ class Memo:
             found = self._entries.get(key)
             if found is not None:
                 self._entries.move_to_end(key)
-        if found is not None and found[0].contents == _contents(tensors, full):  # the key holds the views
+        if found is not None and found[0].holds(tensors):
             self.hits += 1
             return found[1]
         self.misses += 1
-        stamp = Stamp.of(tensors, full)
+        stamp = Stamp(tensors, self.mode == "full")
         with torch.no_grad():
             handle = pack()
         with self._lock:
@@ -207,11 +232,7 @@ class Memo:
         cdata = None if tensor is None else tensor.untyped_storage()._cdata
         with self._lock:
             self.epoch += 1
-            doomed = [
-                key
-                for key, (stamp, _) in self._entries.items()
-                if cdata is None or any(ref is not None and ref.cdata == cdata for ref in stamp.refs)
-            ]
+            doomed = [key for key, (stamp, _) in self._entries.items() if cdata is None or stamp.concerns(cdata)]
             for key in doomed:
                 self._drop(key)
         return len(doomed)
@@ -244,10 +265,6 @@ def parse_bytes(text: str) -> int:
 def memo() -> Memo:
     """The memo of this process, made from the environment at its first use."""
     return Memo(os.environ.get("EFFKERN_CACHE", "on"), parse_bytes(os.environ.get("EFFKERN_CACHE_LIMIT", "256M")))
-
-
-def _mode() -> str:
-    return memo().mode
 
 
 def invalidate(tensor: Tensor | None = None) -> int:
