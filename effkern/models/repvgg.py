@@ -33,7 +33,11 @@ class RepVGG(nn.Module):
         stem: the first block.
         stages: a ``Sequential`` of blocks per stage.
         head: the linear layer.
+        memory_format: if set, the stem's output is brought into it. An image of one channel fits both layouts and so
+            cannot ask for channels_last, the fast one.
     """
+
+    memory_format: torch.memory_format | None = None
 
     def __init__(
         self,
@@ -69,8 +73,10 @@ class RepVGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[n, in_channels, h, w]`` to ``[n, num_classes]``."""
-        features = self.stages(self.stem(x))
-        return self.head(torch.mean(features, (2, 3)))
+        features = self.stem(x)
+        if self.memory_format is not None:
+            features = features.contiguous(memory_format=self.memory_format)
+        return self.head(torch.mean(self.stages(features), (2, 3)))
 
 
 def _block(in_channels: int, out_channels: int, stride: int, groups: int, deploy: bool) -> nn.Module:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,14 @@ from effkern.ops._checks import ACTIVATIONS
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 
 _PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+_MODULES: dict[str, Callable[[], nn.Module] | None] = {
+    "none": None,
+    "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
+    "hardswish": partial(nn.Hardswish, inplace=True),
+    "silu": partial(nn.SiLU, inplace=True),
+}
 
 
 class RepConv2d(HoldsPack):
@@ -68,7 +78,7 @@ class RepConv2d(HoldsPack):
             raise ValueError(f"padding_mode: must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.act, self.padding_mode = act, padding_mode
+        self.act, self.padding_mode, self._padding = act, padding_mode, padding
         self.padding, self._pad_first = self._resolve_padding(padding)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, *self.kernel_size, **factory))
@@ -118,6 +128,17 @@ class RepConv2d(HoldsPack):
         )
         layer.weight, layer.bias = conv.weight, conv.bias
         return layer.train(conv.training)
+
+    def plain(self) -> nn.Sequential:
+        """The same layer in plain PyTorch, a ``Conv2d`` and the activation, sharing the parameters."""
+        options: dict[str, Any] = {"bias": self.bias is not None, "padding_mode": self.padding_mode, "device": "meta"}
+        padding: tuple[int, int] | str = self._padding if isinstance(self._padding, str) else _pair(self._padding)
+        geometry = (self.kernel_size, self.stride, padding, self.dilation, self.groups)
+        conv = nn.Conv2d(self.in_channels, self.out_channels, *geometry, **options)
+        conv.weight, conv.bias = self.weight, self.bias
+        act = _MODULES[self.act]
+        layer = nn.Sequential(conv) if act is None else nn.Sequential(conv, act())
+        return layer.train(self.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve.

@@ -1,7 +1,7 @@
 """Re-parameterization: train with parallel branches, deploy one convolution."""
 
 from effkern.reparam.blocks import ACBlock, RepVGGBlock
-from effkern.reparam.deploy import Check, check, fold_model
+from effkern.reparam.deploy import Check, check, fold_model, unfuse
 from effkern.reparam.fold import Conv, ReparamError, add, embed, fold_batch_norm, identity, read_conv, regroup
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "identity",
     "read_conv",
     "regroup",
+    "unfuse",
 ]

@@ -188,6 +188,21 @@ def _warn_of_hooks(module: nn.Module, name: str) -> None:
             warnings.warn(f"{where}: its hooks vanish with it when it is folded", stacklevel=3)
 
 
+def unfuse(model: nn.Module) -> nn.Module:
+    """A copy with every :class:`~effkern.nn.RepConv2d` as ``Conv2d`` and activation: folded, but in plain PyTorch.
+
+    For comparisons, and for tools that know only PyTorch's own layers.
+    """
+    model = copy.deepcopy(model)
+    if isinstance(model, RepConv2d):
+        return model.plain()
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if isinstance(child, RepConv2d):
+                parent._modules[key] = child.plain()
+    return model
+
+
 @dataclass(frozen=True)
 class Check:
     """How far two forms of a network are from the exact one.

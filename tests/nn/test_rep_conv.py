@@ -60,7 +60,8 @@ def test_is_conv2d_and_activation(options, bias, mode):
     assert {k: v.shape for k, v in layer.state_dict().items()} == {k: v.shape for k, v in conv.state_dict().items()}
     layer.load_state_dict(conv.state_dict())
     expected = F.hardswish(conv(X))
-    for form in (layer, layer.eval(), RepConv2d.from_conv(conv, "hardswish").eval()):
+    assert layer.plain()[0].weight is layer.weight
+    for form in (layer, layer.eval(), RepConv2d.from_conv(conv, "hardswish").eval(), layer.plain()):
         for grad in (True, False):
             with torch.set_grad_enabled(grad):
                 torch.testing.assert_close(form(X), expected, rtol=1e-5, atol=1e-5)

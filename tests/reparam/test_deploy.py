@@ -11,7 +11,7 @@ from torch import nn
 from effkern.models import create_model
 from effkern.nn import RepConv2d
 from effkern.nn.repvgg_block import BranchBlock, ConvBN
-from effkern.reparam import ACBlock, ReparamError, RepVGGBlock, check, fold_model
+from effkern.reparam import ACBlock, ReparamError, RepVGGBlock, check, fold_model, unfuse
 
 
 def settle(model):
@@ -104,6 +104,18 @@ def test_conv_norm_activation_in_a_sequential(act, name):
     assert type(folded[4]) is nn.Conv2d
     with torch.no_grad():
         torch.testing.assert_close(folded(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_unfused_network_is_plain_pytorch():
+    folded = fold_model(settle(create_model("repvgg_small", width=8)))
+    x = torch.randn(2, 1, 28, 28)
+    plain = unfuse(folded)
+    assert not any(type(m).__module__.startswith("effkern.nn") for m in plain.modules())
+    assert not any(m.training for m in plain.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x), folded(x), rtol=1e-5, atol=1e-5)
+    assert type(unfuse(RepConv2d(4, 4, 1, act="none"))[0]) is nn.Conv2d
+    assert any(isinstance(m, RepConv2d) for m in folded.modules())
 
 
 def test_shared_block_is_folded_once():
