@@ -69,7 +69,7 @@ $(VENV)/.choices: FORCE | $(BIN)/python
 	@echo '$(TORCH) EFFKERN_CUDA=$(EFFKERN_CUDA)' | cmp -s - $@ || echo '$(TORCH) EFFKERN_CUDA=$(EFFKERN_CUDA)' > $@
 
 $(VENV)/.torch: $(VENV)/.choices
-	$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)' numpy 'setuptools>=70.1' wheel 'pybind11>=2.12' ninja
+	$(BIN)/python -m pip install --disable-pip-version-check '$(TORCH)' numpy 'setuptools>=77' wheel 'pybind11>=2.12' ninja
 	@touch $@
 
 # pip shows nothing of a build, so what it wrote is kept and the one line about CUDA repeated. After a change in csrc

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -87,7 +88,10 @@ def extensions() -> list:
             extra_compile_args={"cxx": [*CXX, f"-DTORCH_TARGET_VERSION={TARGET['cpu']}"]},
         )
     ]
-    if host := sources("csrc/host/*.cpp", leave_out=()):
+    host = sources("csrc/host/*.cpp", leave_out=())
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        print("effkern: no _host module (no Python.h here): k-means and packing run in Python", file=sys.stderr)
+    elif host:
         exts.append(
             ce.CppExtension("effkern._host", host, include_dirs=[get_include()], extra_compile_args={"cxx": CXX})
         )
