@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -173,5 +174,6 @@ def sliced_conv2d(
     options = (*geometry, groups, group_mode, scale, shift, act, algo)
     handle = remembered(x, weight, bias, groups, algo, (scale, shift))
     if handle is not None:
-        return _packed(x, handle, weight.size(0), list(weight.shape[2:]), c_out, *options)
+        with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name
+            return _packed(x, handle, weight.size(0), list(weight.shape[2:]), c_out, *options)
     return _sliced_conv2d(x, weight, bias, c_out, *options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Any
 
 import torch.nn.functional as F
@@ -28,13 +30,15 @@ def _check_matrices(x: Tensor, weight: Tensor, op: str) -> None:
     check.check_device(weight, x, op, "weight")
 
 
-def _remembered(
-    x: Tensor, weight: Tensor, bias: Tensor | None, algo: str, inputs: tuple[Tensor | None, ...]
-) -> Tensor | None:
-    """The handle of the 1x1 convolution that the layer is, where the memo may give one."""
+def _map(x: Tensor) -> Tensor:
+    return x[:, :, None, None]
+
+
+def _remembered(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple) -> Tensor | None:
+    """The handle of the 1x1 convolution that the layer is, where the memo may give one; ``options`` from scale on."""
     if weight.dim() != 2 or x.dim() != 2:
         return None
-    return remembered(x, weight[:, :, None, None], bias, 1, algo, inputs)
+    return remembered(x, _map(weight), bias, 1, options[-1], options[:2])
 
 
 def _fake(
@@ -142,14 +146,17 @@ def sliced_linear(
     if x.dim() == 0:
         raise ValueError("sliced_linear: x must have at least one dimension, got a scalar")
     out_features = weight.size(0) if out_features is None else out_features
-    flat = x if x.dim() == 2 else x.reshape(-1, x.size(-1)) if x.numel() else x.new_empty(x[..., 0].numel(), x.size(-1))
-    handle = _remembered(flat, weight, bias, algo, (scale, shift))
-    if handle is None:
-        y = _linear(flat, weight, bias, out_features, scale, shift, act, algo)
-    else:
-        options = (out_features, *_GEOMETRY, scale, shift, act, algo)
-        y = _packed(flat[:, :, None, None], handle, weight.size(0), [1, 1], *options).flatten(1)
+    flat = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.size(-1))
+    y = _run(flat, weight, bias, out_features, scale, shift, act, algo)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], out_features)
+
+
+def _run(x: Tensor, weight: Tensor, bias: Tensor | None, outs: int, *options: Any) -> Tensor:
+    handle = _remembered(x, weight, bias, options)
+    if handle is not None:
+        with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name
+            return _packed(_map(x), handle, weight.size(0), [1, 1], outs, *_GEOMETRY, *options).flatten(1)
+    return _linear(x, weight, bias, outs, *options)
 
 
 def _ragged_fake(
@@ -250,7 +257,9 @@ def sliced_linear_ragged(
     """
     widths = (c_in, c_out, weight.size(0) if c_out_max is None else c_out_max)
     options = (scale_table, shift_table, width_idx, act, algo)
-    handle = _remembered(x, weight, bias, algo, (scale_table, shift_table))
-    if handle is None:
-        return _linear_ragged(x, weight, bias, *widths, *options)
-    return _ragged_packed(x[:, :, None, None], handle, weight.size(0), [1, 1], *widths, *_GEOMETRY, *options).flatten(1)
+    handle = _remembered(x, weight, bias, options)
+    if handle is not None:
+        with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name
+            y = _ragged_packed(_map(x), handle, weight.size(0), [1, 1], *widths, *_GEOMETRY, *options)
+            return y.flatten(1)
+    return _linear_ragged(x, weight, bias, *widths, *options)

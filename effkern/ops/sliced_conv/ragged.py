@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
@@ -142,5 +143,6 @@ def sliced_conv2d_ragged(
     options = (*widths, *geometry, groups, group_mode, scale_table, shift_table, width_idx, act, algo)
     handle = remembered(x, weight, bias, groups, algo, (scale_table, shift_table))
     if handle is not None:
-        return _ragged_packed(x, handle, weight.size(0), list(weight.shape[2:]), *options)
+        with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name
+            return _ragged_packed(x, handle, weight.size(0), list(weight.shape[2:]), *options)
     return _ragged(x, weight, bias, *options)
