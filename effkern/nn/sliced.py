@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from effkern import ops
+from effkern.nn._packing import HoldsPack
 from effkern.nn._widths import as_widths, sample_widths, width_index
 from effkern.ops.sliced_conv.reference import slice_bias, slice_weight
 
@@ -18,12 +19,12 @@ Pair = int | tuple[int, int]
 Tables = tuple[Tensor, Tensor]
 
 
-class SlicedConv2d(nn.Module):
+class SlicedConv2d(HoldsPack):
     """2-D convolution with one weight of the widest size, run at a leading slice of it.
 
     ``layer(x, i)`` uses the first ``in_channels[i]`` inputs and ``out_channels[i]`` outputs of the weight; with
-    ``i`` an int tensor ``[N]`` every sample takes its own width, in one call. Nothing is copied or masked, and
-    nothing is remembered: the width comes with every call.
+    ``i`` an int tensor ``[N]`` every sample takes its own width, in one call. Nothing is copied or masked, and no width
+    is remembered: it comes with every call. In eval mode without gradients the weight is packed once, for all widths.
 
     Args:
         in_channels: Input width of every configuration, ascending. An int is the same width in all of them.
@@ -104,25 +105,35 @@ class SlicedConv2d(nn.Module):
             ValueError: if ``x`` has fewer channels than the width needs.
         """
         in_width = width if in_width is None else in_width
-        geometry: dict[str, Any] = {
-            "stride": self.stride,
-            "padding": self.padding,
-            "dilation": self.dilation,
-            "groups": self.groups,
-            "group_mode": self.group_mode,
-            "act": act,
-        }
+        handle = self._packed() if self._may_use_pack(x, tables) else None
+        weight: tuple[Any, ...] = (self.weight, self.bias)
+        if handle is not None:
+            weight = (handle, self.out_channels[-1], self.kernel_size)
+        geometry = (self.stride, self.padding, self.dilation, self.groups, self.group_mode)
         if isinstance(width, Tensor) or isinstance(in_width, Tensor):
             c_in = sample_widths(in_width, self.in_table, x.size(0))
             c_out = sample_widths(width, self.out_table, x.size(0))
-            return ops.sliced_conv2d_ragged(
-                x, self.weight, self.bias, c_in, c_out, self.out_channels[-1], **geometry, **_rows(tables, width, x)
+            ragged: Callable[..., Tensor] = (
+                ops.sliced_conv2d_ragged if handle is None else ops.sliced_conv2d_ragged_packed
             )
+            return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **_rows(tables, width, x), act=act)
         x = _leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
-        index = width_index(width, self.out_channels)
-        c_out = self.out_channels[index]
-        scale, shift = (None, None) if tables is None else (t[_row(t, width), :c_out] for t in tables)
-        return ops.sliced_conv2d(x, self.weight, self.bias, c_out, scale=scale, shift=shift, **geometry)
+        outs = self.out_channels[width_index(width, self.out_channels)]
+        scale, shift = (None, None) if tables is None else (t[_row(t, width), :outs] for t in tables)
+        uniform: Callable[..., Tensor] = ops.sliced_conv2d if handle is None else ops.sliced_conv2d_packed
+        return uniform(x, *weight, outs, *geometry, scale, shift, act)
+
+    def _may_use_pack(self, x: Tensor, tables: Tables | None) -> bool:
+        if not x.is_cpu or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
+            return False  # the plain op names what does not fit, and casts the weight
+        inputs = (x, self.weight, self.bias, *(tables or ()))
+        return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
+
+    def _pack_sources(self) -> tuple[Tensor | None, ...]:
+        return self.weight, self.bias
+
+    def _make_pack(self) -> Tensor:
+        return ops.pack_conv_weight(self.weight, self.bias, self.groups)
 
     def narrow(self, width: int, in_width: int | None = None) -> nn.Conv2d:
         """The layer at one width as an ordinary layer with a copy of the slice, in eval mode."""

@@ -75,8 +75,8 @@ class SlicedConvBNAct(nn.Module):
         """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
         if self.training:
             return self.activation(self.bn(self.conv(x, width, in_width), width))
-        tables = self.bn.tables() if self._folded is None else self._folded
-        return self.conv(x, width, in_width, tables=tables, act=self.act)
+        folded = None if torch.is_grad_enabled() and self.bn.weight.requires_grad else self._folded
+        return self.conv(x, width, in_width, tables=folded or self.bn.tables(), act=self.act)
 
     @torch.no_grad()
     def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
@@ -92,7 +92,7 @@ class SlicedConvBNAct(nn.Module):
         """Compute the scale and shift tables once instead of at every call, until a parameter may have changed.
 
         ``train()``, a load of a state dict and every move or cast drop them again. Writing to the parameters or
-        statistics by hand in eval mode does not: call `fold` again.
+        statistics by hand in eval mode does not: call `fold` again. Calls that record gradients do not use them.
         """
         if self.training:
             raise RuntimeError("batch norm folds in eval mode only: call eval() first")
