@@ -90,7 +90,7 @@ class Worker {
  private:
   // Fills the pixel list and the indirection table [tile][tap][row] of an item.
   void list_pixels(const Item& item) {
-    const int64_t taps = p_.kh * p_.kw, in_y0 = first_in_row(p_, item);
+    const int64_t top = plan_.staged ? first_in_row(p_, item) : 0;  // input row that `image` begins with
     const Activation* residual = p_.epilogue.residual;
     count_ = item.samples * item.rows * p_.y.w;
     int64_t q = 0;
@@ -99,24 +99,36 @@ class Worker {
       const int64_t xn = p_.x_rows != nullptr ? p_.x_rows[i] : i, yn = p_.y_rows != nullptr ? p_.y_rows[i] : i;
       const int64_t rn = p_.epilogue.residual_rows != nullptr ? p_.epilogue.residual_rows[i] : i;
       const int64_t table = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
-      for (int64_t oy = item.row; oy < item.row + item.rows; ++oy) {
-        for (int64_t ox = 0; ox < p_.y.w; ++ox, ++q) {
-          pixels_[q].y = yn * p_.y.sn + oy * p_.y.sh + ox * p_.y.sw;
-          pixels_[q].residual = residual != nullptr ? rn * residual->sn + oy * residual->sh + ox * residual->sw : 0;
-          pixels_[q].table = table;
-          const float** entry = table_ + q / k_.rows * k_.rows * taps + q % k_.rows;
-          for (int64_t ky = 0; ky < p_.kh; ++ky) {
-            const int64_t iy = oy * p_.stride[0] - p_.pad[0] + ky * p_.dil[0];
-            for (int64_t kx = 0; kx < p_.kw; ++kx, entry += k_.rows) {
-              const int64_t ix = ox * p_.stride[1] - p_.pad[1] + kx * p_.dil[1];
-              if (iy < 0 || iy >= p_.x.h || ix < 0 || ix >= p_.x.w)
-                *entry = zero_;
-              else if (plan_.staged)
-                *entry = staged_ + ((s * plan_.in_rows + iy - in_y0) * p_.x.w + ix) * p_.c_in;
-              else
-                *entry = static_cast<const float*>(p_.x.data) + xn * p_.x.sn + iy * p_.x.sh + ix * p_.x.sw;
-            }
-          }
+      const float* image = plan_.staged ? staged_ + s * plan_.in_rows * p_.x.w * p_.c_in
+                                        : static_cast<const float*>(p_.x.data) + xn * p_.x.sn;
+      for (int64_t oy = item.row; oy < item.row + item.rows; ++oy, q += p_.y.w) {
+        for (int64_t ox = 0; ox < p_.y.w; ++ox) {
+          Pixel& pixel = pixels_[q + ox];
+          pixel.y = yn * p_.y.sn + oy * p_.y.sh + ox * p_.y.sw;
+          pixel.residual = residual != nullptr ? rn * residual->sn + oy * residual->sh + ox * residual->sw : 0;
+          pixel.table = table;
+        }
+        list_line(image, top, oy, q);
+      }
+    }
+  }
+
+  // The table's entries for one line of output pixels, of which the first is pixel q of the item.
+  void list_line(const float* image, int64_t top, int64_t oy, int64_t q) {
+    const int64_t taps = p_.kh * p_.kw;
+    const int64_t row_pitch = plan_.staged ? p_.x.w * p_.c_in : p_.x.sh;
+    const int64_t pixel_pitch = plan_.staged ? p_.c_in : p_.x.sw;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const int64_t iy = oy * p_.stride[0] - p_.pad[0] + tap / p_.kw * p_.dil[0];
+      const int64_t ix0 = tap % p_.kw * p_.dil[1] - p_.pad[1];  // input column of output column 0
+      const bool inside = iy >= 0 && iy < p_.x.h;
+      int64_t r = q % k_.rows;
+      const float** entry = table_ + (q / k_.rows * taps + tap) * k_.rows;
+      for (int64_t ox = 0, ix = ix0; ox < p_.y.w; ++ox, ix += p_.stride[1]) {
+        entry[r] = inside && ix >= 0 && ix < p_.x.w ? image + (iy - top) * row_pitch + ix * pixel_pitch : zero_;
+        if (++r == k_.rows) {
+          r = 0;
+          entry += taps * k_.rows;
         }
       }
     }
