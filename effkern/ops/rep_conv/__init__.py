@@ -14,6 +14,7 @@ from torch import Tensor
 from effkern.ops import _checks as check
 from effkern.ops._autograd import activation_backward, channel_sum, conv2d_backward
 from effkern.ops._memo import memo
+from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op, empty_like_layout, is_channels_last
 from effkern.ops.rep_conv import reference
 
@@ -108,36 +109,6 @@ _op = Op(
     setup_context=_save,
     backward=_backward,
     autocast=("x", "weight", "residual"),
-)
-
-
-def _fake_pack(weight: Tensor, bias: Tensor | None, groups: int, algo: str) -> Tensor:
-    op = "pack_conv_weight"
-    check.check_weight(weight, groups, weight, op)
-    check.check_vector(bias, weight.size(0), weight, op, "bias", exact=True)
-    check.check_algo(algo, op)
-    if groups >= check.LIMIT:
-        raise ValueError(f"{op}: groups must be below 2**31, got {groups}")
-    outs, depth, rows, columns = weight.shape
-    size = reference.handle_bytes(outs, depth, rows, columns, groups, bias is not None)
-    return torch.empty(size, dtype=torch.uint8, device=weight.device)
-
-
-def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.mark_non_differentiable(output)
-
-
-def _no_gradient(ctx: Any, grad: Tensor) -> tuple[None, ...]:
-    return (None,) * 4
-
-
-_pack_op = Op(
-    "pack_conv_weight",
-    "(Tensor weight, Tensor? bias, SymInt groups, str algo) -> Tensor",
-    fake=_fake_pack,
-    reference=reference.pack_conv_weight,
-    setup_context=_save_nothing,
-    backward=_no_gradient,
 )
 
 
@@ -249,40 +220,11 @@ def rep_conv2d(
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
     if not torch.compiler.is_compiling() and weight.dim() == 4 and weight.dtype == x.dtype and x.is_cpu:
         handle = memo().packed(
-            (weight, bias), ("conv", groups, algo), lambda: _pack_op(weight, bias, groups, algo), (x, residual)
+            (weight, bias), ("conv", groups, algo), lambda: pack_conv_weight(weight, bias, groups, algo), (x, residual)
         )
         if handle is not None:
             return _packed_op(x, handle, weight.size(0), weight.shape[2:], *geometry, groups, act, residual, algo)
     return _op(x, weight, bias, *geometry, groups, act, residual, algo)
-
-
-def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1, algo: str = "auto") -> Tensor:
-    """Pack a convolution's weight, and bias, for :func:`rep_conv2d_packed`.
-
-    The handle describes itself: 64 bytes with magic, format version, dimensions and checksum come first, so a handle
-    that was truncated, corrupted or made for another convolution is refused, never misread. It holds fp32 and does not
-    depend on the processor. It does not follow later changes of ``weight``.
-
-    Not differentiable: the handle never carries a gradient, also if ``weight`` requires one. Train with
-    :func:`rep_conv2d`.
-
-    Args:
-        weight: ``[co, ci / groups, kh, kw]``, float32, bfloat16 or float16, any strides.
-        bias: ``[co]``, float32 or weight's dtype.
-        groups: divides ``co``.
-        algo: ``"auto"`` or ``"direct"``, as the packed op will be called.
-
-    Returns:
-        A 1-d uint8 tensor on the weight's device.
-
-    Raises:
-        ValueError: for shapes or groups that do not fit.
-        TypeError: for other dtypes.
-
-    >>> pack_conv_weight(torch.zeros(16, 1, 1, 1)).numel()
-    128
-    """
-    return _pack_op(weight, bias, groups, algo)
 
 
 def rep_conv2d_packed(

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effkern.ops.rep_conv import _op, _pack_op, _packed_op, reference
+from effkern.ops._pack import _pack_op
+from effkern.ops.rep_conv import _op, _packed_op, reference
 from effkern.testing import Sample, map_tensors
 
 _PACKED_DIFFERENTLY = ("pointwise", "3x3", "two_groups", "depthwise", "depthwise_times_2", "no_outputs")

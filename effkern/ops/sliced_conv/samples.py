@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
-from effkern.ops.rep_conv import pack_conv_weight
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
