@@ -224,7 +224,8 @@ class DemoContext:
         for everybody. Before that every form must give the same scores as the first one: wrong results have no speed.
 
         Raises:
-            ValueError: if names repeat, a subject has nothing to run, or ``relative_to`` names no subject.
+            ValueError: if names repeat, a subject has nothing to run, ``relative_to`` names no subject, or there are
+                fewer test images than a batch.
             RuntimeError: if two forms of one subject disagree on more than 1 % of the images.
         """
         from .measuring import measure_rows

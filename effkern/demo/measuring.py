@@ -32,6 +32,8 @@ def measure_rows(ctx: DemoContext, stage: str, subjects: Sequence[Subject]) -> l
     """See :meth:`DemoContext.measure_rows`."""
     forms = _forms(subjects)
     images = ctx.data.normalize(ctx.data.test[: BATCH * POOL].images)
+    if len(images) < BATCH:
+        raise ValueError(f"data.test: must hold at least {BATCH} images to time a batch, got {len(images)}")
     disagreeing = {subject.name: _disagreeing(stage, subject, images) for subject in subjects}
     seconds = ctx.measure_s * len(forms) / 2  # half for each batch size
     timings = {
@@ -73,7 +75,7 @@ def _turns(function: Predict, images: Tensor, size: int) -> Callable[[], object]
     if size == 1:
         groups = [[image[None] for image in group] for group in images.split(SINGLES)]
     else:
-        groups = [[group] for group in images.split(size) if len(group) == size] or [[images]]
+        groups = [[group] for group in images.split(size) if len(group) == size]
     turn = cycle(groups)
 
     def call() -> None:

@@ -6,9 +6,11 @@ another: every round calls each of them once, in alternating order, so that all 
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +31,19 @@ class Timing:
     def per(self, items: int) -> Timing:
         """The same timing divided by ``items``, e.g. per image of a batch."""
         return Timing(self.median_ms / items, self.min_ms / items, self.n)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a call would be charged to that call."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def measure(
@@ -64,7 +79,7 @@ def measure(
 
     samples: dict[str, list[float]] = {name: [] for name in functions}
     order = list(functions)
-    with torch.inference_mode():
+    with torch.inference_mode(), _no_garbage_collection():
         for name in order:
             for _ in range(warmup):
                 functions[name]()

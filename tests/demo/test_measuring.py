@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -121,6 +123,13 @@ def test_rounding_agrees_and_a_tipped_decision_is_counted(ctx):
 def test_wrong_use_is_refused(ctx, subjects, message):
     with pytest.raises(ValueError, match=message):
         ctx.measure_rows("stage", subjects)
+
+
+def test_too_few_images_are_refused(tmp_path):
+    data = load_digits()
+    ctx = DemoContext(replace(data, test=data.test[:63]), tmp_path)
+    with pytest.raises(ValueError, match=r"data\.test: must hold at least 64 images"):
+        ctx.measure_rows("stage", [subject()])
 
 
 def test_eager_forms_are_copies_in_both_layouts():

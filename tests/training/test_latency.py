@@ -1,6 +1,9 @@
 """Latency measurement: peers see the same weather."""
 
+import gc
+
 import pytest
+import torch
 
 from effkern.training import Timing, measure
 
@@ -54,12 +57,17 @@ def test_time_is_bounded_but_never_below_ten_calls():
     assert capped["f"].n == 12
 
 
-def test_no_gradient_is_recorded_while_measuring():
-    import torch
-
+def test_neither_gradients_nor_garbage_collection_while_measuring():
     seen = []
-    measure({"f": lambda: seen.append(torch.is_inference_mode_enabled())}, seconds=0.0)
-    assert seen and all(seen)
+
+    def look():
+        seen.append((torch.is_inference_mode_enabled(), gc.isenabled()))
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure({"f": look}, seconds=0.0)
+    assert seen == [(True, False)] * 5 and gc.isenabled()
 
 
 @pytest.mark.parametrize(
