@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from effkern.testing import Sample, to_double
-from tests.ops.catalog import REFUSALS, check_values, direct, every_sample
+from tests.ops.catalog import REFUSALS, as_tuple, check_values, direct, every_sample
 
 OPS = sorted({sample.op.name for sample in every_sample().values()})
 DTYPES = (
@@ -31,8 +31,10 @@ def fresh(like: Tensor, shape: list[int]) -> Tensor:
     """Random entries of the kind ``like`` has."""
     if like.dtype == torch.bool:
         return torch.rand(shape) < 0.5
+    if like.is_complex():
+        return torch.randn(shape, dtype=like.dtype)
     if not like.is_floating_point():
-        top = int(like.max()) + 1 if like.numel() else 2
+        top = int(like.long().max()) + 1 if like.numel() else 2
         return torch.randint(0, max(top, 1), shape).to(like.dtype)
     values = (
         torch.rand(shape) if like.numel() and 0 <= float(like.min()) <= float(like.max()) <= 1 else torch.randn(shape)
@@ -63,10 +65,10 @@ def change_tensor(draw: Any, t: Tensor) -> Tensor:
     flat = t.flatten()
     if t.is_floating_point():
         flat[at] = draw(st.sampled_from((float("nan"), 0.0, -1.0, 0.25, 7.0)))
-    elif t.dtype != torch.bool:
+    elif not t.is_complex() and t.dtype != torch.bool:
         most = torch.iinfo(t.dtype).max
         flat[at] = draw(st.sampled_from((0, 1, 5, 17, 100, most)))
-        if t.dtype != torch.uint8 and draw(st.booleans()):
+        if t.dtype.is_signed and draw(st.booleans()):
             flat[at] = -flat[at]
     return flat.reshape(t.shape)
 
@@ -147,6 +149,8 @@ def run(call: Call) -> None:
         check_values(sample, args, sample.op(*args), repr(call))
         return
     got = refusal(sample.op, args)
+    if got is None and refusal(sample.op.fake, args) is None and not any(y.numel() for y in as_tuple(sample.op(*args))):
+        return  # no output element: data that nothing is computed from need not be read
     assert got is not None, f"{call}: accepted, but {expected!r}"
     # RuntimeError: torch refuses what the schema cannot take before a kernel is asked.
     assert isinstance(got, (ValueError, TypeError, IndexError)) or "effkern::" in str(got), f"{call}: {got!r}"
@@ -166,7 +170,7 @@ def test_random_calls(op):
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_many_random_calls(op):
-    @settings(max_examples=800, derandomize=False, database=None)
+    @settings(max_examples=400, derandomize=False, database=None)
     @given(call=calls(op))
     def check(call):
         run(call)

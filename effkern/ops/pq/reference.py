@@ -120,12 +120,19 @@ def check_index(idx: Tensor, rows: int) -> None:
 def pq_embedding(
     idx: Tensor, codes: Tensor, codebook: Tensor, scale: Tensor | None = None, padding_idx: int | None = None
 ) -> Tensor:
-    """Decoded rows ``[*idx.shape, J * d]`` for ``idx`` of any shape; rows at ``padding_idx`` are zero."""
+    """Decoded rows ``[*idx.shape, J * d]`` for ``idx`` of any shape; rows at ``padding_idx`` are zero.
+
+    Only the codes of rows that are looked up, and not padding, are read and checked.
+    """
     check_index(idx, codes.shape[0])
-    table = pq_decode(codes, codebook, scale)
-    if padding_idx is not None:
-        table = table.index_fill(0, torch.tensor([padding_idx], device=table.device), 0)
-    return table[idx.long()]
+    check_finite(scale, "pq_embedding", "scale")
+    flat = idx.long().flatten()
+    kept = (
+        torch.arange(flat.numel(), device=flat.device) if padding_idx is None else (flat != padding_idx).nonzero()[:, 0]
+    )
+    rows = pq_decode(codes[flat[kept]], codebook, None if scale is None else scale[flat[kept]])
+    y = rows.new_zeros(flat.numel(), rows.shape[1]).index_put((kept,), rows)
+    return y.reshape(*idx.shape, rows.shape[1])
 
 
 def bag_of_each(offsets: Tensor, count: int) -> Tensor:
@@ -163,16 +170,16 @@ def pq_embedding_bag(
     check_offsets(offsets, idx.numel())
     check_finite(scale, "pq_embedding_bag", "scale")
     dtype = compute_dtype(codebook, scale, per_sample_weights)
-    rows = decode_rows(codes, codebook, dtype)
-    if scale is not None:
-        rows = rows * scale.to(dtype).unsqueeze(1)
-    rows = rows[idx.long()]
     bags = bag_of_each(offsets, idx.numel())
-    if per_sample_weights is not None:
-        rows = rows * per_sample_weights.to(dtype).unsqueeze(1)
     if padding_idx is not None:
         kept = idx != padding_idx
-        rows, bags = rows[kept], bags[kept]
+        idx, bags = idx[kept], bags[kept]
+        per_sample_weights = None if per_sample_weights is None else per_sample_weights[kept]
+    rows = decode_rows(codes[idx.long()], codebook, dtype)
+    if scale is not None:
+        rows = rows * scale[idx.long()].to(dtype).unsqueeze(1)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.to(dtype).unsqueeze(1)
     y = torch.zeros(offsets.numel(), rows.shape[1], dtype=dtype, device=rows.device).index_add(0, bags, rows)
     if mode == "mean":
         counts = torch.bincount(bags, minlength=offsets.numel()).clamp(min=1)
