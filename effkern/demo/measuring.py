@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from effkern.training import Timing
 
@@ -20,12 +21,39 @@ TOLERANCE = 1e-3  # of the largest score: fp32 sums in another order differ by a
 ALLOWED = 0.01  # images whose dynamic decision may tip over on such a difference
 
 
-def eager_forms(model: nn.Module) -> dict[str, Predict]:
-    """Copies of a network in both memory layouts, in eval mode: what eager PyTorch offers without further work."""
+LAYOUTS = {"nchw": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def eager_forms(model: nn.Module, *, fold: bool = False) -> dict[str, Predict]:
+    """Copies of a network in both memory layouts, in eval mode: what eager PyTorch offers.
+
+    Args:
+        model: any network.
+        fold: whether to add both layouts with batch norm folded into the convolution before it, as who cares for
+            speed does. Pairs are neighbours in a Sequential, elsewhere ``conv<x>`` and ``bn<x>``.
+    """
+    forms = {"": model, **({", norms folded": _folded(model)} if fold else {})}
     return {
-        name: copy.deepcopy(model).eval().to(memory_format=layout)
-        for name, layout in (("nchw", torch.contiguous_format), ("channels_last", torch.channels_last))
+        name + suffix: copy.deepcopy(form).eval().to(memory_format=layout)
+        for suffix, form in forms.items()
+        for name, layout in LAYOUTS.items()
     }
+
+
+def _folded(model: nn.Module) -> nn.Module:
+    model = copy.deepcopy(model).eval()
+    for parent in list(model.modules()):
+        children = dict(parent.named_children())
+        if isinstance(parent, nn.Sequential):
+            pairs = list(pairwise(children))
+        else:
+            pairs = [(name, name.replace("conv", "bn")) for name in children]
+        for conv_name, norm_name in pairs:
+            conv, norm = children[conv_name], children.get(norm_name)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return model
 
 
 def measure_rows(ctx: DemoContext, stage: str, subjects: Sequence[Subject]) -> list[Row]:

@@ -139,3 +139,28 @@ def test_eager_forms_are_copies_in_both_layouts():
     assert forms["channels_last"][0].weight.is_contiguous(memory_format=torch.channels_last)
     assert model[0].weight.is_contiguous() and model.training and not forms["nchw"].training
     assert forms["nchw"][0].weight.data_ptr() != model[0].weight.data_ptr()
+
+
+class Named(torch.nn.Module):
+    """Pairs told by their names, registered in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(1, 4, 3), torch.nn.Conv2d(4, 4, 3)
+        self.bn1, self.bn2 = torch.nn.BatchNorm2d(4), torch.nn.BatchNorm2d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+
+
+def test_folding_norms_keeps_the_function_and_the_original():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(Named(), torch.nn.Conv2d(4, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 2, 1))
+    model(torch.randn(50, 1, 9, 9))  # statistics worth folding
+    forms = measuring.eager_forms(model.eval(), fold=True)
+    assert list(forms) == ["nchw", "channels_last", "nchw, norms folded", "channels_last, norms folded"]
+    norms = {name: sum(isinstance(m, torch.nn.BatchNorm2d) for m in form.modules()) for name, form in forms.items()}
+    assert list(norms.values()) == [3, 3, 0, 0]
+    x = torch.randn(3, 1, 9, 9)
+    for form in forms.values():
+        torch.testing.assert_close(form(x), model(x), rtol=1e-5, atol=1e-5)
