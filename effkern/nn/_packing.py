@@ -22,15 +22,14 @@ class HoldsPack(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pack: Tensor | None = None
-        self._stamp: Stamp | None = None
-        self._frozen = False
+        # One attribute, so that threads sharing the layer never see the stamp of one pack next to another.
+        self._held: tuple[Stamp, Tensor] | None = None
+        self._frozen: Tensor | None = None
         self.register_load_state_dict_post_hook(_drop_after_load)
 
     def drop_pack(self) -> None:
         """Forget the pack, frozen or not."""
-        self._pack = self._stamp = None
-        self._frozen = False
+        self._held = self._frozen = None
 
     def freeze_pack(self) -> None:
         """Pack now, and let graphs compiled or exported from here on use the pack instead of the parameters.
@@ -41,8 +40,8 @@ class HoldsPack(nn.Module):
         Raises:
             RuntimeError: in training mode, or where packs are not available (no native library, not on the CPU).
         """
-        self._frozen = self._packed() is not None
-        if not self._frozen:
+        self._frozen = self._packed()
+        if self._frozen is None:
             raise RuntimeError(
                 f"{type(self).__name__}.freeze_pack: needs eval mode, the native CPU library, EFFKERN_CACHE other than "
                 f"off and plain CPU parameters; got training={self.training}, EFFKERN_CACHE={memo().mode}"
@@ -62,16 +61,21 @@ class HoldsPack(nn.Module):
         In graphs only a frozen pack is used: a graph cannot see that a parameter changed.
         """
         if torch.compiler.is_compiling():
-            return self._pack if self._frozen else None
+            return self._frozen
         sources = self._pack_sources()
         if self.training or memo().mode == "off" or not available() or not packable(*sources):
             return None
-        stamp = self._stamp
-        if stamp is None or stamp.invalidated() or not stamp.holds(sources):
-            self._stamp = Stamp(sources)  # before packing: a change meanwhile is then seen by the next call
-            with torch.no_grad():
-                self._pack = self._make_pack()
-        return self._pack
+        held = self._held
+        if held is None or held[0].invalidated() or not held[0].holds(sources):
+            stamp = Stamp(sources)  # before packing: a change meanwhile is then seen by the next call
+            # An inference tensor could not be saved for the gradient in x that a later call may want.
+            with torch.inference_mode(False), torch.no_grad():
+                held = (stamp, self._make_pack())
+            if stamp.holds(sources):  # else another thread changed the parameters while they were packed
+                self._held = held
+            if self._frozen is not None:
+                self._frozen = held[1]
+        return held[1]
 
     def train(self, mode: bool = True) -> Any:
         """Set training mode; drops the pack."""
@@ -84,7 +88,7 @@ class HoldsPack(nn.Module):
         return super()._apply(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pack": None, "_stamp": None, "_frozen": False}
+        return {**self.__dict__, "_held": None, "_frozen": None}
 
 
 def _drop_after_load(module: nn.Module, incompatible_keys: Any) -> None:

@@ -215,12 +215,13 @@ class Memo:
             return found[1]
         self.misses += 1
         stamp = Stamp(tensors, self.mode == "full")
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             handle = pack()
         with self._lock:
             self._drop(key)
             self._sweep()
-            if handle.nbytes <= self.limit:
+            # Not kept if another thread changed the weight while it was packed.
+            if handle.nbytes <= self.limit and stamp.holds(tensors):
                 self._entries[key] = (stamp, handle)
                 self.bytes += handle.nbytes
                 while self.bytes > self.limit:

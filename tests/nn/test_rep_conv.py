@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import threading
 
 import pytest
 import torch
@@ -39,6 +40,7 @@ def is_right(layer, x=X):
     return torch.equal(y, plain(layer, x.to(layer.weight.dtype)))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=:UserWarning")  # of the Conv2d compared with
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(
@@ -105,17 +107,17 @@ def test_residual_is_added_before_the_activation(layer):
 
 def test_holds_one_pack_in_eval_without_gradients(layer):
     layer(X)
-    assert layer._pack is None  # a gradient was wanted
+    assert layer._held is None  # a gradient was wanted
     with torch.no_grad():
         layer(X)
-        pack = layer._pack
+        pack = layer._held
         assert pack is not None
         layer(X)
-        assert layer._pack is pack
+        assert layer._held is pack
         layer.train()
-        assert layer._pack is None
+        assert layer._held is None
         layer(X)
-        assert layer._pack is None
+        assert layer._held is None
     assert list(layer.state_dict()) == ["weight", "bias"] and not list(layer.buffers())
 
 
@@ -123,7 +125,7 @@ def test_frozen_layer_packs_and_gives_input_gradients(layer):
     layer.requires_grad_(False)
     x = X.clone().requires_grad_()
     layer(x).sum().backward()
-    assert layer._pack is not None
+    assert layer._held is not None
     expected = X.clone().requires_grad_()
     rep_conv2d(expected, layer.weight, layer.bias, 2, 1, 1, 2, "silu").sum().backward()
     torch.testing.assert_close(x.grad, expected.grad, rtol=0, atol=0)
@@ -172,9 +174,9 @@ def test_pack_is_never_stale(layer, change):
 def test_every_path_that_must_drop_the_pack_does(layer):
     for change in (lambda: layer.load_state_dict(layer.state_dict()), layer.float, layer.train):
         layer.eval()
-        assert is_right(layer) and layer._pack is not None
+        assert is_right(layer) and layer._held is not None
         change()
-        assert layer._pack is None
+        assert layer._held is None
 
 
 @pytest.mark.parametrize(
@@ -185,9 +187,44 @@ def test_every_path_that_must_drop_the_pack_does(layer):
 def test_copies_carry_no_pack_and_stand_alone(layer, copier):
     assert is_right(layer)
     twin = copier(layer)
-    assert twin._pack is None
+    assert twin._held is None
     twin.weight.data.neg_()
     assert is_right(twin) and is_right(layer)
+
+
+def test_pack_made_in_inference_mode_serves_gradients_too(layer):
+    layer.requires_grad_(False)
+    with torch.inference_mode():
+        layer(X)
+    x = X.clone().requires_grad_()
+    layer(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_threads_may_share_a_layer(layer):
+    weights = [layer.weight.detach().clone() * (i + 1) for i in range(3)]
+    expected = []
+    for weight in weights:
+        layer.weight.data = weight
+        expected.append(plain(layer, X))
+    wrong = []
+
+    def work():
+        with torch.no_grad():
+            for _ in range(100):
+                y = layer(X)
+                if not any(torch.equal(y, e) for e in expected):
+                    wrong.append(y)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(60):
+        layer.weight.data = weights[i % 3]
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert is_right(layer)
 
 
 def test_saved_module_loads(layer):
@@ -238,7 +275,7 @@ def test_cache_off_holds_nothing(layer, monkeypatch):
     monkeypatch.setattr("effkern.nn._packing.memo", lambda: off)
     monkeypatch.setattr("effkern.ops.rep_conv.memo", lambda: off)
     assert is_right(layer)
-    assert layer._pack is None
+    assert layer._held is None
 
 
 def test_compile_and_export(layer):
@@ -271,7 +308,7 @@ def test_frozen_pack_goes_into_graphs(layer):
     layer.weight.data.mul_(2)
     assert is_right(layer)  # eager looks at the parameters in any case
     layer.half()
-    assert not layer._frozen
+    assert layer._frozen is None
 
 
 def test_trains_under_ddp(layer, tmp_path):

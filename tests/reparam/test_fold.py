@@ -71,6 +71,7 @@ def test_frozen_batch_norm_folds():
     close(run(fold_batch_norm(read_conv(conv), FrozenBatchNorm2d(norm)), x), norm(conv(x)))
 
 
+@pytest.mark.filterwarnings("ignore:Using padding=:UserWarning")  # of the Conv2d compared with
 @pytest.mark.parametrize("padding", ["same", "valid", (1, 2)])
 def test_conv_is_read_with_its_padding(padding):
     conv = nn.Conv2d(3, 4, (2, 3), padding=padding, dilation=(3, 1)).double()
