@@ -51,6 +51,7 @@ class PolicyNet(nn.Module):
         in_channels: channels of the image.
         widths: channels of each stage.
         stem_stride: of the first convolution.
+        pool: the image is average-pooled by this first; 2 for ImageNet.
         init: first value of every logit's bias; positive starts near the backbone that runs everything.
     """
 
@@ -60,12 +61,13 @@ class PolicyNet(nn.Module):
         in_channels: int = 3,
         widths: Sequence[int] = (16, 32, 64),
         stem_stride: int = 1,
+        pool: int = 1,
         init: float = 0.0,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
-        self.num_blocks = num_blocks
+        self.num_blocks, self.pool = num_blocks, pool
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         blocks, channels = [], widths[0]
@@ -79,5 +81,6 @@ class PolicyNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, K]`` of images ``[N, C, H, W]``."""
+        x = F.avg_pool2d(x, self.pool) if self.pool > 1 else x
         x = self.blocks(F.relu(self.bn1(self.conv1(x))))
         return self.linear(x.mean((2, 3)))

@@ -8,9 +8,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.blockdrop import BlockDropNet, Curriculum, Finetune, PolicyGradient, PolicyNet, Usage, evaluate
+from effkern.blockdrop import (
+    BlockDropNet,
+    Curriculum,
+    Finetune,
+    PolicyGradient,
+    PolicyNet,
+    Usage,
+    evaluate,
+    keep_schedule,
+    sample_keep,
+)
 from effkern.models.resnet import ResNet
 from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
@@ -24,40 +35,40 @@ __all__ = ["run"]
 NAME = "block_skip"
 ALL = "ResNet-20, all blocks"
 POLICY = "BlockDrop policy"
-SHARE_A = 0.3  # of the training time for the policy alone; the rest trains both
-EPOCHS_A, EPOCHS_B = 2.0, 4.0  # what that time is worth on two quiet cores
+SHARES = {"blocks": 0.27, "policy": 0.23}  # of the training time; the rest trains both together
+EPOCHS = {"blocks": 2.0, "policy": 1.6, "both": 2.0}  # what that time is worth on two quiet cores
+KEPT = 0.75  # of the blocks while the network learns to do without some
+GAMMA_B = 3.0  # penalty of a wrong answer in the last phase
 RAMP = 0.5  # share of phase A over which the curriculum frees the blocks
 SAMPLES = 12
 
 
 def build_policy(ctx: DemoContext, num_blocks: int) -> PolicyNet:
-    """A policy network of about a twentieth of the baseline's multiply-adds."""
-    return PolicyNet(num_blocks, in_channels=ctx.shape[0], widths=(8, 16, 32), stem_stride=2, init=1.0)
+    """A policy network of about a fiftieth of the baseline's multiply-adds, on the image at half its size."""
+    return PolicyNet(num_blocks, in_channels=ctx.shape[0], widths=(8, 16, 32), stem_stride=2, pool=2, init=1.0)
 
 
 def run(ctx: DemoContext) -> StageResult:
     """Train the policy, then policy and network together; compare decisions, accuracy and time."""
     torch.manual_seed(ctx.seed)
-    base = ctx.baseline()
-    assert isinstance(base, ResNet)
+    base, network = ctx.baseline(), ctx.baseline()
+    assert isinstance(base, ResNet) and isinstance(network, ResNet)
     policy = build_policy(ctx, base.num_blocks)
     seconds = ctx.time_left(NAME)
 
-    loss_a = PolicyGradient(fast(base), gamma=1.0, curriculum=Curriculum(base.num_blocks), generator=ctx.generator(31))
-    trained_a = train_policy(ctx, policy, loss_a, SHARE_A * seconds)
+    trained_blocks = loosen(ctx, network, SHARES["blocks"] * seconds)
+    loss_a = PolicyGradient(
+        fast(network), gamma=1.0, curriculum=Curriculum(base.num_blocks), generator=ctx.generator(31)
+    )
+    trained_a = train_policy(ctx, policy, loss_a, SHARES["policy"] * seconds)
     after_a = evaluate(loss_a.backbone, policy, ctx.batches("val", 250))
 
-    network = ctx.baseline()
-    assert isinstance(network, ResNet)
     net = BlockDropNet(network, policy).to(memory_format=torch.channels_last)
-    loss_b = Finetune(gamma=5.0, bn_stats="active", generator=ctx.generator(32))
-    trained_b = ctx.fit(
-        net,
-        Recipe(EPOCHS_B, lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="cosine", budget_s=ctx.time_left(NAME)),
-        stream=33,
-        desc=f"{NAME}: policy and network",
-        loss=loss_b,
+    loss_b = Finetune(gamma=GAMMA_B, bn_stats="active", generator=ctx.generator(32))
+    recipe = Recipe(
+        EPOCHS["both"], lr=1e-3, optimizer="adamw", weight_decay=0.0, schedule="cosine", budget_s=budget(ctx)
     )
+    trained_b = ctx.fit(net, recipe, stream=33, desc=f"{NAME}: policy and network", loss=loss_b)
 
     skipping = fast(net)
     used = evaluate(skipping.backbone, skipping.policy, ctx.batches("test", 250))
@@ -65,7 +76,11 @@ def run(ctx: DemoContext) -> StageResult:
     subjects, macs = compare(ctx, base, net, skipping, used)
     extra = {
         "macs": macs,
-        "phases": {"policy alone": trained_a.plain(), "policy and network": trained_b.plain()},
+        "phases": {
+            "blocks": trained_blocks.plain(),
+            "policy alone": trained_a.plain(),
+            "policy and network": trained_b.plain(),
+        },
         "policy_alone": {"val_top1": after_a.top1, "blocks": after_a.blocks, "patterns": after_a.patterns},
         "same_budget": others,
         "network_all_blocks_top1": ctx.accuracy(skipping.backbone),
@@ -85,7 +100,8 @@ def run(ctx: DemoContext) -> StageResult:
         f"of blocks at random gives {others['random']['top1']:.1f} %, the best fixed choice of "
         f"{others['fixed']['blocks']} blocks tried {others['fixed']['top1']:.1f} %, on the same network."
     ]
-    notes += [r.remark(n) for r, n in ((trained_a, "The policy"), (trained_b, "The fine-tuning")) if r.cut_short]
+    phases = ((trained_blocks, "Loosening the blocks"), (trained_a, "The policy"), (trained_b, "The last phase"))
+    notes += [trained.remark(name) for trained, name in phases if trained.cut_short]
     return StageResult(ctx.measure_rows(NAME, subjects), extra, {"model": net.state_dict()}, notes)
 
 
@@ -94,17 +110,41 @@ def fast(net: nn.Module) -> Any:
     return skip_form(net).to(memory_format=torch.channels_last)
 
 
+def budget(ctx: DemoContext, share: float | None = None) -> float:
+    """Seconds a phase may take: what is left, or a share computed before; never 0, which no recipe takes."""
+    return max(1e-3, ctx.time_left(NAME) if share is None else share)
+
+
+def loosen(ctx: DemoContext, network: ResNet, seconds: float) -> FitResult:
+    """Train the blocks to do without each other: stochastic depth, one draw of blocks a batch, dropped ones cost
+    nothing.
+
+    The baseline was trained with every block; a policy in front of it could drop hardly any.
+    """
+    schedule = keep_schedule(network.num_blocks, KEPT, "uniform")
+    generator = ctx.generator(35)
+    set_bn_over(network, "kept")
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(model(x, sample_keep(schedule, len(x), "batch", generator)), y)
+
+    recipe = Recipe(EPOCHS["blocks"], lr=0.1, schedule="cosine", budget_s=budget(ctx, seconds))
+    return ctx.fit(network.to(memory_format=torch.channels_last), recipe, stream=36, desc=f"{NAME}: blocks", loss=loss)
+
+
 def train_policy(ctx: DemoContext, policy: PolicyNet, loss: PolicyGradient, seconds: float) -> FitResult:
     """Phase A. The curriculum frees the blocks over the first half of the steps, or of the time if that is scarce."""
     course, begin = loss.curriculum, time.monotonic()
     assert course is not None
-    planned = max(1, round(EPOCHS_A * len(ctx.data.train) / 256))
+    planned = max(1, round(EPOCHS["policy"] * len(ctx.data.train) / 256))
 
     def free_blocks(step: int) -> None:
         done = max(step / planned, (time.monotonic() - begin) / max(seconds, 1e-9))
         course.free_blocks = 1 + int(done / RAMP * course.num_blocks)
 
-    recipe = Recipe(EPOCHS_A, lr=2e-3, optimizer="adamw", weight_decay=0.0, schedule="cosine", budget_s=seconds or 1e-9)
+    recipe = Recipe(
+        EPOCHS["policy"], lr=2e-3, optimizer="adamw", weight_decay=0.0, schedule="cosine", budget_s=budget(ctx, seconds)
+    )
     return ctx.fit(policy, recipe, stream=30, desc=f"{NAME}: policy", loss=loss, after_step=free_blocks)
 
 

@@ -22,6 +22,7 @@ class _Packed:
     weights: list[Tensor]
     biases: list[Tensor]
     key: tuple
+    alive: list[Tensor]  # aliases of the sources: while they live, no other tensor gets a source's address
 
 
 class SkipBlock(ResidualBlock):
@@ -39,7 +40,9 @@ class SkipBlock(ResidualBlock):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._packed: _Packed | None = None
+        self._packed: _Packed | None
+        self._stores: list[dict[str, Any]] | None
+        self.drop_packed()
 
     @classmethod
     def from_block(cls, block: ResidualBlock) -> SkipBlock:
@@ -120,19 +123,24 @@ class SkipBlock(ResidualBlock):
             weight, bias = fold_bn(conv, bn)
             biases.append(bias.float())
             weights.append(pack_conv_weight(weight.to(dtype), biases[-1] if i >= branch else None))
-        return _Packed(weights, biases, key)
+        return _Packed(weights, biases, key, [t.detach() for t in self._sources()])
 
     def _sources(self) -> list[Tensor]:
-        """Every tensor the folded weights are made of."""
-        found = []
-        for conv, bn in self._folded_layers():
-            for store in (conv._parameters, bn._parameters, bn._buffers):
-                found += [t for t in store.values() if t is not None]
-        return found
+        """Every tensor the folded weights are made of. Asked at every inference, so the walk itself is remembered."""
+        if self._stores is None:
+            self._stores = [
+                store for conv, bn in self._folded_layers() for store in (conv._parameters, bn._parameters, bn._buffers)
+            ]
+        return [t for store in self._stores for name, t in store.items() if t is not None and name != _COUNTER]
 
     def drop_packed(self) -> None:
         """Forget the packed weights; the next inference packs anew."""
-        self._packed = None
+        self._packed = self._stores = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if isinstance(value, nn.Module):
+            self.drop_packed()
 
     def train(self, mode: bool = True) -> SkipBlock:
         self.drop_packed()
@@ -149,7 +157,7 @@ class SkipBlock(ResidualBlock):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_packed": None, "_stores": None}
 
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
         """Multiply-adds for a batch of this shape if every sample keeps the block."""
@@ -157,12 +165,13 @@ class SkipBlock(ResidualBlock):
 
 
 _UNKNOWN = ("unknown",)
+_COUNTER = "num_batches_tracked"  # the one buffer of batch norm that folding does not read
 
 
 def _key(tensors: Iterable[Tensor]) -> tuple:
     """Changes when any of the tensors is replaced or written to in place."""
     try:
-        return tuple([(id(t), t.data_ptr(), t._version) for t in tensors])
+        return tuple([(t.data_ptr(), t._version) for t in tensors])
     except RuntimeError:  # tensors made in inference mode count no versions
         return _UNKNOWN
 

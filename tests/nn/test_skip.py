@@ -136,7 +136,13 @@ def load(skip: SkipBlock, assign: bool) -> None:
     skip.load_state_dict(other, assign=assign)
 
 
+def replace_twice(skip: SkipBlock) -> None:
+    for _ in range(2):  # the second tensor could get the first one's address
+        skip.conv1.weight.data = skip.conv1.weight.data * 1.5
+
+
 CHANGES = {
+    "data replaced twice": replace_twice,
     "in place": lambda s: s.conv1.weight.mul_(1.5),
     "statistics": lambda s: s.bn2.running_var.add_(1),
     "copied": lambda s: s.bn1.bias.copy_(torch.ones(4)),
