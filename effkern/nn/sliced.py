@@ -119,7 +119,7 @@ class SlicedConv2d(HoldsPack):
             return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **_rows(tables, width, x), act=act)
         x = _leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
         outs = self.out_channels[width_index(width, self.out_channels)]
-        scale, shift = (None, None) if tables is None else (t[_row(t, width), :outs] for t in tables)
+        scale, shift = (None, None) if tables is None else (t.select(0, _row(t, width)) for t in tables)
         uniform: Callable[..., Tensor] = ops.sliced_conv2d if handle is None else ops.sliced_conv2d_packed
         return uniform(x, *weight, outs, *geometry, scale, shift, act)
 
