@@ -92,4 +92,10 @@ void CodedTensor::check_codes(const char* op) const {
                       ") for a codebook of ", matrix().entries, " entries, got ", decoder_.bad_code());
 }
 
+void CodedTensor::check_all_codes(const char* op) const {
+  std::vector<float> row(static_cast<size_t>(matrix().width()));
+  for (int64_t r = 0; r < matrix().rows; ++r) decoder_.row(r, row.data());
+  check_codes(op);
+}
+
 }  // namespace effkern::pq

@@ -19,6 +19,9 @@ class CodedTensor {
   // ValueError if a code read so far does not exist in the codebook.
   void check_codes(const char* op) const;
 
+  // Reads every code, then as above: for calls that have nothing to compute.
+  void check_all_codes(const char* op) const;
+
  private:
   Tensor codes_;             // keeps a dense copy alive where the given codes are strided
   std::vector<float> book_;  // fp32 copy of a codebook that is not dense fp32

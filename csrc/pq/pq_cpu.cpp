@@ -64,7 +64,10 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   problem.kw = kernel_size[1];
   set_geometry(problem, g);
   const conv::Act activate = act_from_name(act, kOp);
-  if (y.numel() == 0) return y;
+  if (y.numel() == 0) {
+    coded.check_all_codes(kOp);
+    return y;
+  }
   run_layer(problem, coded, factor.data(), addend.data(), activate, kOp);
   return y;
 }
@@ -100,7 +103,10 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   for (int64_t i = 0; i + 1 < x.dim(); ++i) size.push_back(x.size(i));
   size.push_back(c_out);
   Tensor y = torch::stable::empty({size.data(), size.size()}, x.scalar_type(), std::nullopt, x.device());
-  if (y.numel() == 0) return y;
+  if (y.numel() == 0) {
+    coded.check_all_codes(kOp);
+    return y;
+  }
   const int64_t rows = y.numel() / c_out;
   const int64_t in_shape[] = {rows, c_in}, out_shape[] = {rows, c_out};
   const Tensor in = x.dim() == 2 ? x : torch::stable::reshape(x, {in_shape, 2});
