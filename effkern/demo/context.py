@@ -172,9 +172,16 @@ class DemoContext:
         return self.data.batches(getattr(self.data, split), batch_size, generator=generator, augment=train)
 
     def fit(
-        self, model: nn.Module, recipe: Recipe, *, batch_size: int = 256, stream: int = 0, **options: Any
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        *,
+        batch_size: int = 256,
+        stream: int = 0,
+        augment: bool = True,
+        **options: Any,
     ) -> FitResult:
-        """Train on the training split, shuffled and augmented; options as in :func:`effkern.training.fit`.
+        """Train on the training split, shuffled and by default augmented; options as in :func:`effkern.training.fit`.
 
         With ``quick`` at most 2 steps are taken. A small data set (the digits) is gone through more often, so that
         an epoch has at least 100 steps.
@@ -187,7 +194,7 @@ class DemoContext:
             recipe = Recipe(**{**asdict(recipe), "epochs": min(recipe.epochs, 2 / steps)})
         return fit(
             model,
-            lambda: self.data.batches(train, batch_size, generator=generator, augment=True),
+            lambda: self.data.batches(train, batch_size, generator=generator, augment=augment),
             steps,
             recipe,
             **options,
