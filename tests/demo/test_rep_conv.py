@@ -20,11 +20,17 @@ def result(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
+def stage_model(context, made):
+    model = stage.build(context)
+    model.load_state_dict(made.state["train"])
+    return model.eval()
+
+
 def test_rows_are_before_and_after(result):
-    _, made = result
+    context, made = result
     trained, folded = made.rows
     assert (trained.name, folded.name) == (stage.TRAINED, stage.FOLDED)
-    assert folded.top1 == trained.top1
+    assert folded.top1 == trained.top1 == context.accuracy(stage_model(context, made))
     assert folded.params < trained.params and folded.bytes_on_disk < trained.bytes_on_disk
     assert folded.macs < trained.macs and folded.macs_left == folded.macs / trained.macs
     assert folded.relative_to == trained.name and folded.disagreeing == 0
@@ -40,11 +46,10 @@ def test_every_prediction_is_the_same_and_counted(result):
 
 def test_states_load_into_both_forms(result):
     context, made = result
-    train_form = stage.build(context)
-    train_form.load_state_dict(made.state["train"])
+    train_form = stage_model(context, made)
     channels, _, _ = context.shape
     deployed = create_model("repvgg_small", in_channels=channels, num_classes=context.classes, width=8, deploy=True)
     deployed.load_state_dict(made.state["deploy"])
     x = next(iter(context.batches("test")))[0]
     with torch.no_grad():
-        torch.testing.assert_close(deployed.eval()(x), train_form.eval()(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(deployed.eval()(x), train_form(x), rtol=1e-4, atol=1e-4)
