@@ -154,7 +154,7 @@ double py_fma_peak(double seconds, const std::optional<std::string>& name) {
 
 PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   using namespace effkern::host;
-  m.doc() = "Host-side helpers: k-means steps, packing of codes, instruction-set switch, peak timer, fingerprints.";
+  m.doc() = "Work on arrays: k-means steps, packing of codes, instruction-set switch, peak timer, fingerprints.";
   m.def("assign", &py_assign, py::arg("x"), py::arg("book"), py::arg("threads") = 1,
         "Nearest row of book [k, d] for every row of x [n, d]: (codes int64 [n], squared distances float32 [n]).\n\n"
         "The lowest row among equally near ones. The result does not depend on threads.");
