@@ -95,7 +95,7 @@ def _train(ctx: DemoContext, model: SlimmableCNN) -> FitResult:
         return sandwich_backward(model, x, labels, rule.draw(next(step))).mean()
 
     # The last tenth of the time is the calibration's.
-    recipe = Recipe(epochs=2, lr=0.1, budget_s=0.9 * ctx.time_left("sliced_conv"))
+    recipe = Recipe(epochs=3, lr=0.1, budget_s=0.9 * ctx.time_left("sliced_conv"))
     trained = ctx.fit(model, recipe, batch_size=128, stream=4, loss=loss, desc="sliced_conv: train")
     images = ctx.data.train.images
     batches = (ctx.data.normalize(part) for part in images[: 256 * CALIBRATION_BATCHES].split(256))

@@ -162,6 +162,7 @@ def sliced_conv2d(
 
     Source: slimmable networks (Yu et al., ICLR 2019) and DS-Net (Li et al., CVPR 2021) define the slicing.
 
+    >>> import torch
     >>> x, weight = torch.ones(1, 2, 1, 1), torch.arange(12.0).reshape(3, 4, 1, 1)
     >>> sliced_conv2d(x, weight, c_out=2).flatten()
     tensor([1., 9.])

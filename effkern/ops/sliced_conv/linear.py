@@ -140,6 +140,7 @@ def sliced_linear(
 
     Differentiable, twice.
 
+    >>> import torch
     >>> sliced_linear(torch.ones(1, 2), torch.arange(6.0).reshape(2, 3), out_features=2)
     tensor([[1., 7.]])
     """
@@ -250,6 +251,7 @@ def sliced_linear_ragged(
 
     Differentiable, once.
 
+    >>> import torch
     >>> x, weight = torch.ones(2, 2), torch.arange(6.0).reshape(3, 2)
     >>> sliced_linear_ragged(x, weight, None, torch.tensor([1, 2]), torch.tensor([3, 2]))
     tensor([[0., 2., 4.],

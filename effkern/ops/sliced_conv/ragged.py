@@ -133,6 +133,7 @@ def sliced_conv2d_ragged(
 
     Source: DS-Net (Li et al., CVPR 2021), which runs per-sample widths one image at a time.
 
+    >>> import torch
     >>> x, weight = torch.ones(2, 2, 1, 1), torch.arange(6.0).reshape(3, 2, 1, 1)
     >>> sliced_conv2d_ragged(x, weight, None, torch.tensor([1, 2]), torch.tensor([3, 2])).flatten(1)
     tensor([[0., 2., 4.],
