@@ -31,7 +31,6 @@ def test_quick_run(path, tmp_path, capsys):
         rows = list(csv.DictReader(table))
     assert rows and all(float(row["median_us"]) >= float(row["min_us"]) > 0 for row in rows)
     assert any(row["contender"].startswith("effkern") for row in rows)
-    assert any(not row["contender"].startswith("effkern") for row in rows)
     report = json.loads((tmp_path / f"{name}.json").read_text())
     assert len(report["rows"]) == len(rows) and report["machine"]["cpu"]
     assert plot.main([str(tmp_path)])
