@@ -319,6 +319,18 @@ def test_compiles_to_one_graph():
     assert layer.conv.weight.grad.any()
 
 
+def test_a_frozen_pack_is_part_of_the_graph():
+    layer = block()
+    x, width = torch.randn(3, 12, 6, 6), torch.tensor([0, 2, 1])
+    layer.conv.freeze_pack()
+    layer.fold()
+    with torch.no_grad():
+        program = torch.export.export(layer, (x, width), strict=False)
+        called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+        assert "effkern.sliced_conv2d_ragged_packed.default" in called
+        assert torch.equal(program.module()(x, width), layer(x, width))
+
+
 def test_distributed_training_at_every_width(tmp_path):
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
