@@ -12,6 +12,7 @@ from effkern.nn.residual import ResidualBlock
 from effkern.quantize import Rule, quantize
 
 
+@pytest.mark.slow
 def test_quick_stage_shows_both_ways_eager_could_run_it(tmp_path):
     ctx = DemoContext(load_digits(), tmp_path, quick=True, measure_s=0.0)
     StageStore(ctx.folder, {}).save("baseline", baseline.run(ctx), 1.0)
