@@ -31,7 +31,7 @@ def _check_matrices(x: Tensor, weight: Tensor, op: str) -> None:
 
 
 def _map(x: Tensor) -> Tensor:
-    return x[:, :, None, None]
+    return x.unsqueeze(2).unsqueeze(3)  # an index of two None costs several times as much
 
 
 def _remembered(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple) -> Tensor | None:
