@@ -54,7 +54,7 @@ test-other-torch: $(VENV)/.built ## one wheel, built here, tested on OTHER_TORCH
 	$(BIN)/python -m venv build/other/venv
 	build/other/venv/bin/python -m pip install -q '$(OTHER_TORCH)' pytest hypothesis build/other/*.whl
 	cp -r tests build/other/tests
-	cd build/other && venv/bin/python -m effkern.info && venv/bin/python -m pytest -q -p no:cacheprovider tests/ops
+	cd build/other && venv/bin/python -m effkern.info && venv/bin/python -m pytest -q -p no:cacheprovider -m "not slow" tests/ops
 
 clean: ## remove .venv and everything built; results under runs/ stay
 	rm -rf $(VENV) build dist effkern.egg-info effkern/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
