@@ -141,6 +141,8 @@ def test_ctrl_c_ends_the_demo_cleanly(tmp_path):
         text=True,
         env=ENVIRONMENT,
         start_new_session=True,
+        # A background job of a shell inherits an ignored SIGINT, and so would the demo.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     try:
