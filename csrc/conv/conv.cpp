@@ -187,12 +187,17 @@ class Worker {
 
 void run(const Problem& p) {
   if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
-  const Plan plan = make_plan(p, num_threads());
+  const int64_t threads = is_small(p) ? 1 : num_threads();
+  const Plan plan = make_plan(p, threads);
   const Kernels& k = kernels(isa());
-  parallel_for(0, plan.items * plan.panel_splits, 1, [&](int64_t begin, int64_t end) {
+  const auto body = [&](int64_t begin, int64_t end) {
     Worker work(p, plan, k);
     for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
-  });
+  };
+  if (threads == 1)
+    body(0, plan.items * plan.panel_splits);
+  else
+    parallel_for(0, plan.items * plan.panel_splits, 1, body);
 }
 
 }  // namespace effkern::conv

@@ -16,6 +16,13 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
+bool is_small(const Problem& p) {
+  // 20 us at the 50 GMAC/s of one AVX2 core; a pool of threads costs 5 to 10 us a call.
+  constexpr double kMacs = 1e6;
+  const double outputs = static_cast<double>(p.count) * p.y.h * p.y.w * p.c_out;
+  return outputs * p.kh * p.kw * (p.groups > 0 ? p.c_in / p.groups : 0) < kMacs;
+}
+
 Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
   const bool decoded = p.weight != nullptr && p.weight->scratch_floats() > 0;

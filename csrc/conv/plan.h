@@ -20,6 +20,9 @@ struct Plan {
   int64_t pixels;        // output pixels per item at most
 };
 
+// True if the work is done sooner than a second thread is woken up: it then stays on the calling thread.
+bool is_small(const Problem& problem);
+
 Plan make_plan(const Problem& problem, int64_t threads);
 
 // Scratch of one thread, in bytes, for a plan.
