@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from effkern.models import create_model
+from effkern.nn import freeze_packs
 from effkern.reparam import check, fold_model, unfuse
 from effkern.training import Recipe, bytes_on_disk, count_macs, count_params
 
@@ -34,7 +35,7 @@ def run(ctx: DemoContext) -> StageResult:
     recipe = Recipe(epochs=4, lr=0.4, budget_s=ctx.time_left("rep_conv"))
     trained = ctx.fit(model, recipe, batch_size=256, stream=2, desc="rep_conv: train")
 
-    fused = fold_model(model)
+    fused = freeze_packs(fold_model(model))
     fused.memory_format = torch.channels_last  # type: ignore[assignment]
     plain = unfuse(fused)
     plain.memory_format = None  # type: ignore[assignment]  # eager's own convolutions follow their weights' layout

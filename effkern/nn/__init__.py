@@ -1,5 +1,6 @@
 """Layers over :mod:`effkern.ops`."""
 
+from effkern.nn._packing import freeze_packs
 from effkern.nn.pq import PQConv2d, PQEmbedding, PQLinear
 from effkern.nn.rep_conv import RepConv2d
 from effkern.nn.repvgg_block import RepVGGBlock
@@ -23,5 +24,6 @@ __all__ = [
     "SlicedConvBNAct",
     "SlicedLinear",
     "SwitchableBatchNorm2d",
+    "freeze_packs",
     "skip_form",
 ]

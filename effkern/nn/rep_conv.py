@@ -154,7 +154,7 @@ class RepConv2d(HoldsPack):
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, self._pad_first, mode)
         geometry = (self.stride, self.padding, self.dilation, self.groups)
-        handle = self._packed() if self._may_use_pack(x) else None
+        handle = self._packed() if self._may_use_pack(x, self.weight, self.bias) else None
         if handle is None:
             return rep_conv2d(x, self.weight, self.bias, *geometry, act=self.act, residual=residual)
         return rep_conv2d_packed(
@@ -164,12 +164,6 @@ class RepConv2d(HoldsPack):
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
         """Multiply-adds of one forward, the whole batch together."""
         return float(output_shape.numel() * self.weight[0].numel())
-
-    def _may_use_pack(self, x: Tensor) -> bool:
-        if not x.is_cpu or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
-            return False  # the plain op names what does not fit, and casts the weight
-        parameters = (self.weight, self.bias)
-        return not (torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters))
 
     def _pack_sources(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias

@@ -97,7 +97,7 @@ class SlicedConv2d(HoldsPack):
             width: Index of the output width: an int, or an int tensor ``[N]`` with one a sample.
             in_width: Index of the input width if it is another one than ``width``.
             tables: Scale and shift, each ``[W, out_channels[-1]]``, of which row ``width`` is applied to the result
-                (`SwitchableBatchNorm2d.tables`).
+                (`SwitchableBatchNorm2d.tables`). For an int ``width`` also that row alone.
             act: Activation applied last.
 
         Raises:
@@ -105,7 +105,9 @@ class SlicedConv2d(HoldsPack):
             ValueError: if ``x`` has fewer channels than the width needs.
         """
         in_width = width if in_width is None else in_width
-        handle = self._packed() if self._may_use_pack(x, tables) else None
+        # The packed sliced ops have no gradient, so nothing they take may want one.
+        may_pack = self._may_use_pack(x, x, self.weight, self.bias, *(tables or ()))
+        handle = self._packed() if may_pack else None
         weight: tuple[Any, ...] = (self.weight, self.bias)
         if handle is not None:
             weight = (handle, self.out_channels[-1], self.kernel_size)
@@ -119,15 +121,9 @@ class SlicedConv2d(HoldsPack):
             return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **_rows(tables, width, x), act=act)
         x = _leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
         outs = self.out_channels[width_index(width, self.out_channels)]
-        scale, shift = (None, None) if tables is None else (t.select(0, _row(t, width)) for t in tables)
+        scale, shift = (None, None) if tables is None else (_row_of(t, width) for t in tables)
         uniform: Callable[..., Tensor] = ops.sliced_conv2d if handle is None else ops.sliced_conv2d_packed
         return uniform(x, *weight, outs, *geometry, scale, shift, act)
-
-    def _may_use_pack(self, x: Tensor, tables: Tables | None) -> bool:
-        if not x.is_cpu or x.dtype != self.weight.dtype or torch.is_autocast_enabled("cpu"):
-            return False  # the plain op names what does not fit, and casts the weight
-        inputs = (x, self.weight, self.bias, *(tables or ()))
-        return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs))
 
     def _pack_sources(self) -> tuple[Tensor | None, ...]:
         return self.weight, self.bias
@@ -259,6 +255,10 @@ def _leading_channels(x: Tensor, channels: int, dim: int = 1) -> Tensor:
 
 def _row(table: Tensor, width: int) -> int:
     return width_index(width, (0,) * table.size(0))
+
+
+def _row_of(table: Tensor, width: int) -> Tensor:
+    return table if table.dim() == 1 else table.select(0, _row(table, width))
 
 
 def _rows(tables: Tables | None, width: int | Tensor, x: Tensor) -> dict[str, Tensor]:

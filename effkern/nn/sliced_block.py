@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from effkern.nn._packing import freeze_packs
 from effkern.nn._widths import width_index
 from effkern.nn.sliced import Pair, SlicedConv2d, Tables
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
@@ -70,13 +71,20 @@ class SlicedConvBNAct(nn.Module):
         self.bn = SwitchableBatchNorm2d(out_channels, affine=affine, device=device, dtype=dtype)
         self.activation = _ACTIVATIONS[act]()
         self._folded: Tables | None = None
+        self._rows: list[Tables] = []  # of _folded, one a width
 
     def forward(self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None) -> Tensor:
         """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
         if self.training:
             return self.activation(self.bn(self.conv(x, width, in_width), width))
-        folded = None if torch.is_grad_enabled() and self.bn.weight.requires_grad else self._folded
-        return self.conv(x, width, in_width, tables=folded or self.bn.tables(), act=self.act)
+        tables: Tables
+        if self._folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
+            tables = self.bn.tables()
+        elif isinstance(width, Tensor):
+            tables = self._folded
+        else:
+            tables = self._rows[width_index(width, self.bn.widths)]
+        return self.conv(x, width, in_width, tables=tables, act=self.act)
 
     @torch.no_grad()
     def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
@@ -89,14 +97,16 @@ class SlicedConvBNAct(nn.Module):
         return nn.Sequential(conv, self.activation).eval()
 
     def fold(self) -> None:
-        """Compute the scale and shift tables once instead of at every call, until a parameter may have changed.
+        """Deploy: compute the scale and shift tables and pack the weight once, and look at neither at a call.
 
         ``train()``, a load of a state dict and every move or cast drop them again. Writing to the parameters or
         statistics by hand in eval mode does not: call `fold` again. Calls that record gradients do not use them.
         """
         if self.training:
             raise RuntimeError("batch norm folds in eval mode only: call eval() first")
-        self._folded = tuple(t.detach() for t in self.bn.tables())
+        scale, shift = (t.detach() for t in self.bn.tables())
+        self._folded, self._rows = (scale, shift), list(zip(scale.unbind(), shift.unbind(), strict=True))
+        freeze_packs(self.conv)
 
     def train(self, mode: bool = True) -> SlicedConvBNAct:
         self._folded = None

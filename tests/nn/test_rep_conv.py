@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import effkern
-from effkern.nn import RepConv2d, RepVGGBlock
+from effkern.nn import RepConv2d, RepVGGBlock, freeze_packs
 from effkern.ops import rep_conv2d
 
 
@@ -306,7 +306,9 @@ def test_frozen_pack_goes_into_graphs(layer):
     assert "effkern.rep_conv2d_packed.default" in called and "effkern.rep_conv2d.default" not in called
     assert torch.equal(program.module()(torch.cat([X, X, X]))[:2], expected)
     layer.weight.data.mul_(2)
-    assert is_right(layer)  # eager looks at the parameters in any case
+    assert torch.equal(layer(X), expected)  # eager holds to the promise too
+    layer.freeze_pack()
+    assert is_right(layer)
     layer.half()
     assert layer._frozen is None
 
@@ -354,3 +356,14 @@ def test_repvgg_block_is_the_sum_of_its_branches():
     assert torch.equal(block(x), F.relu(expected))
     assert list(block.branches) == ["conv3", "conv1", "identity"]
     assert list(RepVGGBlock(8, 8, stride=2).branches) == list(RepVGGBlock(8, 16).branches) == ["conv3", "conv1"]
+
+
+def test_frozen_packs_ignore_the_parameters_until_they_are_dropped():
+    layer = RepConv2d(3, 5, 3).eval()
+    x = torch.randn(1, 3, 6, 6)
+    with torch.no_grad():
+        before = freeze_packs(layer)(x)
+        layer.weight.add_(1)
+        assert torch.equal(layer(x), before)
+        layer.drop_pack()
+        assert not torch.equal(layer(x), before)
