@@ -20,7 +20,7 @@ class SandwichRule:
 
     Args:
         widths: Number of widths.
-        random: Widths drawn a step, without replacement, from those between the ends (from all if there are none).
+        random: Widths drawn a step, without replacement, from those between the ends; all of them if they are fewer.
         seed: Of the draws.
 
     >>> SandwichRule(4, random=2).draw(0)[::3]
