@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterator
-
-# Read when a kernel module is first imported: Triton kernels run in the interpreter where there is no GPU.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import numpy as np
 import pytest
