@@ -88,6 +88,7 @@ class Op:
                 torch.library.register_kernel(qualified, device)(self._fallback)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context)
+        self.autocast = tuple(autocast or ())
         if autocast is not None:
             self._cast = frozenset(self.arguments.index(a) for a in autocast)
             for device in ("cpu", "cuda"):

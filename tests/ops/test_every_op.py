@@ -188,6 +188,32 @@ def test_compiles_to_one_graph_for_three_batch_sizes(key):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("key", FIRST_KEYS)
+def test_autocast_is_the_call_with_its_arguments_cast(key):
+    sample = every_sample()[key]
+    names = sample.op.autocast
+    low = tuple(
+        map_tensors(lambda t: t.bfloat16() if t.is_floating_point() else t, v) if k in names else v
+        for k, v in sample.named_args().items()
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = as_tuple(sample.op(*sample.args))
+    for y, expected in zip(outputs, as_tuple(sample.op(*low)), strict=True):
+        assert same_bits(y, expected), key
+        assert y.dtype == torch.bfloat16 or "x" not in names, key
+
+
+@pytest.mark.parametrize("key", [k for k in FIRST_KEYS if every_sample()[k].requires_grad])
+def test_gradients_through_autocast_have_the_type_of_their_argument(key):
+    sample = every_sample()[key]
+    args, wanted = leaves(sample, sample.args)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = [y for y in as_tuple(sample.op(*args)) if y.requires_grad]
+    grads = torch.autograd.grad(outputs, wanted, [torch.ones_like(y) for y in outputs])
+    assert all((g.dtype, g.shape) == (t.dtype, t.shape) for g, t in zip(grads, wanted, strict=True)), key
+    assert any(bool(g.any()) for g in grads), key
+
+
 class Exported(torch.nn.Module):
     """A call with the batched arguments as inputs and all else inside."""
 
