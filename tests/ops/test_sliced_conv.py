@@ -1,5 +1,7 @@
 """Sliced convolution: what is particular to the family. The generic harness tests the rest."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,12 @@ def conv(**options):
     return x, weight, torch.randn(12), {"padding": 1, **options}
 
 
+def close(y, function, *operands):
+    """``y`` is ``function(*operands)``, a sum of products, within the bound of the ops."""
+    exact = function(*(t.double() for t in operands))
+    assert_within(y, exact, direct_bound(function(*(t.double().abs() for t in operands)), exact, y.dtype))
+
+
 def widths(*pairs):
     return torch.tensor([p[0] for p in pairs]), torch.tensor([p[1] for p in pairs])
 
@@ -48,8 +56,7 @@ class TestUniform:
         x, weight, bias = torch.randn(2, 4, 5, 5), torch.randn(12, 4, 1, 1), torch.randn(12)
         y = ops.sliced_conv2d(x, weight, bias, 4, groups=2, group_mode="within_group")
         rows = [0, 1, 6, 7]
-        expected = F.conv2d(x, weight[rows, :2], bias[rows], groups=2)
-        torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+        close(y, lambda x, weight, bias: F.conv2d(x, weight[rows, :2], bias[rows], groups=2), x, weight, bias)
 
     def test_default_widths(self):
         x, weight, _, options = conv()
@@ -132,8 +139,7 @@ class TestRagged:
         width = torch.tensor([8, 3, 5])
         y = ops.sliced_conv2d_ragged(x, weight, None, width, width, padding=1, groups=8)
         for n, c in enumerate(width.tolist()):
-            expected = F.conv2d(x[n : n + 1, :c], weight[:c], padding=1, groups=c)
-            torch.testing.assert_close(y[n : n + 1, :c], expected, rtol=1e-5, atol=1e-5)
+            close(y[n : n + 1, :c], partial(F.conv2d, padding=1, groups=c), x[n : n + 1, :c], weight[:c])
 
     def test_gradients_do_not_leave_the_union_of_prefixes(self):
         x, weight, bias, options = conv()
@@ -270,7 +276,7 @@ class TestPacked:
                 return ops.sliced_linear(x[:, :5], matrix, bias, 9)
             return ops.sliced_linear_ragged(x, matrix, bias, *pairs)
 
-        def expected():
+        def expected(x, matrix, bias):
             if "ragged" not in op:
                 return F.linear(x[:, :5], matrix[:9, :5], bias[:9])
             first, second = F.linear(x[0], matrix, bias), F.linear(x[1, :3], matrix[:5, :3], bias[:5])
@@ -279,7 +285,7 @@ class TestPacked:
         for change in (lambda: None, lambda: matrix.mul_(2), lambda: matrix.data.add_(1), lambda: bias.neg_()):
             change()
             for _ in range(2):
-                torch.testing.assert_close(call(), expected(), rtol=1e-5, atol=1e-5)
+                close(call(), expected, x, matrix, bias)
 
 
 class TestLinear:
@@ -289,7 +295,7 @@ class TestLinear:
             x = torch.randn(*shape, 5)
             y = ops.sliced_linear(x, weight, bias, 4, "relu")
             assert y.shape == (*shape, 4)
-            torch.testing.assert_close(y, F.linear(x, weight[:4, :5], bias[:4]).relu(), rtol=1e-5, atol=1e-5)
+            close(y, lambda x, weight, bias: F.linear(x, weight[:4, :5], bias[:4]).relu(), x, weight, bias)
         assert ops.sliced_linear(torch.randn(2, 3, 0), weight, bias).shape == (2, 3, 6)
 
     def test_bad_arguments_are_named(self):
