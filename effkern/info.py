@@ -95,7 +95,9 @@ def _lines() -> Iterator[str]:
     yield f"torch            {here['torch']}"
     yield f"python           {here['python']}, {here['platform']}"
     yield f"processor        {here['cpu']}, {here['cores']} cores usable, {torch.get_num_threads()} threads in torch"
-    yield f"instruction set  {here['isa']} (this processor has {', '.join(_instruction_sets(flags))})"
+    has = _instruction_sets(flags)
+    refused = "" if here["isa"] in has else "; EFFKERN_ISA asks for another, so every kernel refuses to run"
+    yield f"instruction set  {here['isa']} (this processor has {', '.join(has)}{refused})"
     yield f"GPU              {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none usable by torch'}"
     yield ""
     for name, state in libraries().items():

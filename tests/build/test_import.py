@@ -60,6 +60,13 @@ def test_info_names_versions_libraries_and_every_op(tmp_path):
         assert word in run.stdout, word
 
 
+def test_info_says_that_an_instruction_set_is_refused(tmp_path):
+    run = python("-m", "effkern.info", cwd=tmp_path, EFFKERN_ISA="avx1024")
+    assert run.returncode == 0, run.stderr
+    assert "instruction set  avx1024 " in run.stdout and "every kernel refuses to run" in run.stdout
+    assert "refuses" not in python("-m", "effkern.info", cwd=tmp_path).stdout
+
+
 def test_info_says_why_a_library_is_missing(bare):
     run = python("-m", "effkern.info", path=bare, cwd=bare)
     assert run.returncode == 0, run.stderr
