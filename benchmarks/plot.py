@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
+
+from effkern.training import write_atomically
 
 matplotlib.use("Agg")
 RESULTS = Path(__file__).with_name("results")
@@ -94,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
             figure = draw(rows)
             if figure is not None:
                 written.append(table.with_name(f"{table.stem}_{kind}.png"))
-                figure.savefig(written[-1], dpi=110)
+                picture = io.BytesIO()
+                figure.savefig(picture, format="png", dpi=110)
+                write_atomically(written[-1], picture.getvalue())
                 plt.close(figure)
                 print(written[-1])
     return written
