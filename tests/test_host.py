@@ -1,5 +1,7 @@
 """The pybind11 module: k-means steps, packing of codes, instruction-set switch, peak timer."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -33,6 +35,25 @@ def test_assign_does_not_depend_on_threads():
     x, book = rng.standard_normal((5001, 4), np.float32), rng.standard_normal((20, 4), np.float32)
     for a, b in zip(_host.assign(x, book, threads=1), _host.assign(x, book, threads=3), strict=True):
         assert (a == b).all()
+
+
+def test_assign_does_alone_what_no_thread_can_be_started_for():
+    """In a process of its own, whose address space has room for two more stacks."""
+    program = """
+import resource
+import numpy as np
+import effkern
+from effkern import _host
+x, book = np.random.default_rng(0).standard_normal((66000, 2), np.float32), np.eye(2, dtype=np.float32)
+alone = _host.assign(x, book, 1)
+pages = int(open("/proc/self/statm").read().split()[0])
+room = pages * resource.getpagesize() + (20 << 20)
+resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+resource.setrlimit(resource.RLIMIT_AS, (room, resource.getrlimit(resource.RLIMIT_AS)[1]))
+crowded = _host.assign(x, book, 64)
+assert all(np.array_equal(a, b) for a, b in zip(alone, crowded))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_update_averages_in_double_and_counts():

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -62,11 +63,19 @@ void assign(const float* x, const float* book, int64_t n, int64_t k, int64_t d, 
   const std::vector<float> lanes = in_lanes(book, k, d);
   const int64_t blocks = (k + kLanes - 1) / kLanes;
   const int64_t workers = std::clamp<int64_t>(threads, 1, std::max<int64_t>(1, n / 1024));
+  const auto share = [&](int64_t w) {
+    assign_rows(x, lanes.data(), n * w / workers, n * (w + 1) / workers, blocks, d, codes, distance);
+  };
   std::vector<std::thread> pool;
-  for (int64_t w = 1; w < workers; ++w)
-    pool.emplace_back(
-        [&, w] { assign_rows(x, lanes.data(), n * w / workers, n * (w + 1) / workers, blocks, d, codes, distance); });
-  assign_rows(x, lanes.data(), 0, n / workers, blocks, d, codes, distance);
+  pool.reserve(static_cast<size_t>(workers));
+  int64_t started = 1;
+  try {
+    for (; started < workers; ++started) pool.emplace_back(share, started);
+  } catch (const std::system_error&) {
+    // The system gives no more threads: this one does what is left.
+  }
+  share(0);
+  for (; started < workers; ++started) share(started);
   for (std::thread& thread : pool) thread.join();
 }
 
