@@ -112,7 +112,7 @@ class SkipBlock(ResidualBlock):
         packed, key = self._packed, _key(tensors)
         if packed is None or packed.key != key:
             packed = self._pack(key)
-            self._packed = None if key is _UNKNOWN else packed
+            self._packed = None if key is _UNKNOWN or self._is_parametrized() else packed
         return packed.weights, packed.biases
 
     @torch.no_grad()
@@ -127,11 +127,16 @@ class SkipBlock(ResidualBlock):
 
     def _sources(self) -> list[Tensor]:
         """Every tensor the folded weights are made of. Asked at every inference, so the walk itself is remembered."""
-        if self._stores is None:
-            self._stores = [
+        stores = self._stores  # read once: another thread may drop it meanwhile
+        if stores is None or isinstance(self.downsample, nn.Sequential):  # whose parts may be replaced behind our back
+            stores = self._stores = [
                 store for conv, bn in self._folded_layers() for store in (conv._parameters, bn._parameters, bn._buffers)
             ]
-        return [t for store in self._stores for name, t in store.items() if t is not None and name != _COUNTER]
+        return [t for store in stores for t in store.values() if t is not None]
+
+    def _is_parametrized(self) -> bool:
+        """Whether a weight is computed from tensors that :meth:`_sources` does not list."""
+        return any(part._modules for layer in self._folded_layers() for part in layer)
 
     def drop_packed(self) -> None:
         """Forget the packed weights; the next inference packs anew."""
@@ -165,11 +170,14 @@ class SkipBlock(ResidualBlock):
 
 
 _UNKNOWN = ("unknown",)
-_COUNTER = "num_batches_tracked"  # the one buffer of batch norm that folding does not read
 
 
 def _key(tensors: Iterable[Tensor]) -> tuple:
-    """Changes when any of the tensors is replaced or written to in place."""
+    """Changes when any of the tensors is replaced or written to in place.
+
+    Batch norm updates its running statistics without counting a version; its counter of batches, which is among the
+    tensors, tells.
+    """
     try:
         return tuple([(t.data_ptr(), t._version) for t in tensors])
     except RuntimeError:  # tensors made in inference mode count no versions

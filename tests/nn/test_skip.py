@@ -161,6 +161,28 @@ def test_packed_weights_are_never_stale(name):
     changes_value(block(), CHANGES[name])
 
 
+def test_packed_weights_follow_statistics_gathered_by_the_block_they_are_shared_with():
+    """Batch norm moves its running statistics without counting a version."""
+    plain = lived(ResidualBlock(4, 6, 2)).eval()
+    skip, x = SkipBlock.from_block(plain), torch.randn(8, 4, 5, 5)
+    with torch.no_grad():
+        close(skip(x), plain(x))
+        plain.train()(x)
+        close(skip(x), plain.eval()(x))
+
+
+def test_parts_changed_from_inside_are_noticed():
+    skip, x = pair("basic", 4, 6, 2, "conv")[1], torch.randn(2, 4, 5, 5)
+    with torch.no_grad():
+        skip(x)
+        skip.downsample[0] = nn.Conv2d(4, 6, 1, stride=2, bias=False)
+        close(skip(x), ResidualBlock.forward(skip, x))
+        nn.utils.parametrize.register_parametrization(skip.conv2, "weight", nn.Tanh())
+        for _ in range(2):
+            close(skip(x), ResidualBlock.forward(skip, x))
+            skip.conv2.parametrizations.weight.original.mul_(2)
+
+
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("fused", [False, True])
 def test_packed_weights_follow_every_optimizer(mode, fused):
