@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def as_widths(channels: int | Sequence[int], name: str) -> tuple[int, ...]:
@@ -31,6 +32,27 @@ def width_index(width: int, widths: tuple[int, ...]) -> int:
     if not -len(widths) <= width < len(widths):
         raise IndexError(f"width must be in [{-len(widths)}, {len(widths) - 1}], got {width}")
     return width % len(widths)
+
+
+class HasWidthTables(nn.Module):
+    """A layer with its widths as buffers ``[W]``, for per-sample look-ups on its device; they are in no state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._widths: dict[str, tuple[int, ...]] = {}
+
+    def _add_width_table(self, name: str, widths: tuple[int, ...], device: torch.device | str | None) -> None:
+        self._widths[name] = widths
+        self.register_buffer(name, torch.tensor(widths, device=device), persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        absent = [name for name in self._widths if getattr(self, name).is_meta]
+        super()._apply(*args, **kwargs)
+        for name in absent:  # to_empty() gives memory and no content, and no state dict brings it
+            table = getattr(self, name)
+            if not table.is_meta:
+                table.copy_(torch.tensor(self._widths[name]))
+        return self
 
 
 def sample_widths(width: int | Tensor, table: Tensor, samples: int) -> Tensor:

@@ -12,14 +12,14 @@ from torch.nn.modules.utils import _pair
 
 from effkern import ops
 from effkern.nn._packing import HoldsPack
-from effkern.nn._widths import as_widths, sample_widths, width_index
+from effkern.nn._widths import HasWidthTables, as_widths, sample_widths, width_index
 from effkern.ops.sliced_conv.reference import slice_bias, slice_weight
 
 Pair = int | tuple[int, int]
 Tables = tuple[Tensor, Tensor]
 
 
-class SlicedConv2d(HoldsPack):
+class SlicedConv2d(HasWidthTables, HoldsPack):
     """2-D convolution with one weight of the widest size, run at a leading slice of it.
 
     ``layer(x, i)`` uses the first ``in_channels[i]`` inputs and ``out_channels[i]`` outputs of the weight; with
@@ -159,7 +159,7 @@ class SlicedConv2d(HoldsPack):
         )
 
 
-class SlicedLinear(nn.Module):
+class SlicedLinear(HasWidthTables):
     """Linear layer with one weight of the widest size, run at a leading slice of it; see `SlicedConv2d`.
 
     Args:
@@ -235,12 +235,12 @@ def _make_parameters(layer: nn.Module, shape: tuple[int, ...], bias: bool, facto
 
 
 def _make_width_tables(
-    layer: nn.Module, c_in: tuple[int, ...], c_out: tuple[int, ...], device: torch.device | str | None
+    layer: HasWidthTables, c_in: tuple[int, ...], c_out: tuple[int, ...], device: torch.device | str | None
 ) -> None:
     if 1 < len(c_in) != len(c_out) > 1:
         raise ValueError(f"input and output widths must be as many, or one for all, got {list(c_in)} and {list(c_out)}")
-    layer.register_buffer("in_table", torch.tensor(c_in, device=device), persistent=False)
-    layer.register_buffer("out_table", torch.tensor(c_out, device=device), persistent=False)
+    layer._add_width_table("in_table", c_in, device)
+    layer._add_width_table("out_table", c_out, device)
 
 
 def _widths_at(outs: tuple[int, ...], ins: tuple[int, ...], width: int, in_width: int | None) -> tuple[int, int]:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn._widths import as_widths, width_index
+from effkern.nn._widths import HasWidthTables, as_widths, width_index
 
 Affine = Literal["shared", "per_width"]
 
 
-class SwitchableBatchNorm2d(nn.Module):
+class SwitchableBatchNorm2d(HasWidthTables):
     """Batch norm over the first ``widths[i]`` channels, with its own running mean and variance for every ``i``.
 
     The same layer sees other inputs at every width of a slimmable network, so statistics cannot be shared. The affine
@@ -66,7 +66,7 @@ class SwitchableBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(table, **factory))
         self.register_buffer("running_var", torch.ones(table, **factory))
         self.register_buffer("num_batches_tracked", torch.zeros(table[0], dtype=torch.long, device=device))
-        self.register_buffer("width_table", torch.tensor(self.widths, device=device), persistent=False)
+        self._add_width_table("width_table", self.widths, device)
 
     def reset_running_stats(self) -> None:
         """Forget the statistics of every width."""

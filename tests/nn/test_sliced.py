@@ -261,6 +261,15 @@ def test_the_pack_follows_the_weight():
     assert not torch.equal(before, after)
 
 
+def test_layers_made_without_memory_know_their_widths_once_they_have_some():
+    trained = SlicedConvBNAct([4, 8], [6, 8], 3).eval()
+    layer = SlicedConvBNAct([4, 8], [6, 8], 3, device="meta").eval().to_empty(device="cpu")
+    layer.load_state_dict(trained.state_dict())
+    x, width = torch.randn(2, 8, 5, 5), torch.tensor([0, 1])
+    assert torch.equal(layer(x, width), trained(x, width))
+    assert layer.half().conv.in_table.tolist() == [4, 8]
+
+
 def test_state_dict_copy_and_pickle_keep_the_function():
     layer = block()
     x, width = torch.randn(3, 12, 6, 6), torch.tensor([2, 0, 1])
