@@ -115,7 +115,7 @@ def test_indices_out_of_range_are_refused():
 
 def test_wrong_arguments_are_named():
     codes, book = random_codes(torch.Generator(), 4, 8, 4, 3, 0, 1, torch.uint8)
-    x = torch.randn(2, 8)
+    x, nothing = torch.randn(2, 8), torch.zeros(1)
     for error, match, call in (
         (TypeError, "codes", lambda: pq_linear(x, codes.long(), book)),
         (TypeError, "codebook", lambda: pq_linear(x, codes, book.double())),
@@ -132,6 +132,8 @@ def test_wrong_arguments_are_named():
         (ValueError, "mode", lambda: pq_embedding_bag(codes[:, 0].long(), codes, book, torch.tensor([0]), mode="max")),
         (TypeError, "idx", lambda: pq_embedding(torch.randn(3), codes, book)),
         (ValueError, "padding_idx", lambda: pq_embedding(torch.tensor([0]), codes, book, padding_idx=4)),
+        # One tensor on the meta device makes the whole call a question about shapes: no kernel looks at the devices.
+        (ValueError, "offsets", lambda: pq_embedding_bag(nothing.long(), codes, book, nothing.long().to("meta"))),
     ):
         with pytest.raises(error, match=match):
             call()

@@ -218,6 +218,8 @@ def _bag_fake(
     op = "pq_embedding_bag"
     layout.check_table(op, idx, codes, codebook, scale, padding_idx)
     layout.check_dtype(op, "offsets", offsets, layout.INDEX_DTYPES)
+    if offsets.device != codes.device:
+        raise ValueError(f"{op}: offsets must be on codes' device {codes.device}, got {offsets.device}")
     if idx.dim() != 1 or offsets.dim() != 1:
         raise ValueError(f"{op}: idx and offsets must be 1-d, got {idx.dim()} and {offsets.dim()} dimensions")
     _checks.check_choice(mode, ("sum", "mean"), op, "mode")
