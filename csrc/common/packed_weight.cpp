@@ -19,9 +19,7 @@ bool PackedWeight::is_handle(const Tensor& weight) {
   return weight.dim() == 1 && weight.scalar_type() == ScalarType::Byte;
 }
 
-bool is_depthwise(const PackedWeight::Dims& d) {
-  return d.groups > 1 && d.in_per_group == 1 && d.out_channels == d.groups;
-}
+bool is_depthwise(const PackedWeight::Dims& d) { return conv::is_depthwise(d.out_channels, d.in_per_group, d.groups); }
 
 PackedWeight::Dims PackedWeight::dims(const Tensor& weight, int64_t groups, Arg arg, const ScalarType* dtype) {
   check_cpu(weight, arg);
@@ -49,6 +47,17 @@ PackedWeight::Dims PackedWeight::dims(const Tensor& weight, int64_t groups, Arg 
                       " must divide the output channels of ", arg.name, ", got ", weight.size(0));
   EFFKERN_CHECK_VALUE(weight.size(2) >= 1 && weight.size(3) >= 1, arg.op, ": ", arg.name,
                       " must have a kernel of at least 1x1, got shape ", shape_text(weight));
+  conv::WeightView view;
+  view.groups = groups;
+  view.out_per_group = weight.size(0) / groups;
+  view.in_per_group = weight.size(1);
+  view.kh = weight.size(2);
+  view.kw = weight.size(3);
+  for (const int64_t v : {groups, weight.size(0), view.in_per_group, view.kh, view.kw})
+    EFFKERN_CHECK_VALUE(v <= std::numeric_limits<int32_t>::max(), arg.op, ": groups and the dimensions of ", arg.name,
+                        " must be below 2^31, got ", v);
+  EFFKERN_CHECK_VALUE(conv::is_countable(view), arg.op, ": ", arg.name, " must be smaller, got shape ",
+                      shape_text(weight));
   return {weight.size(0), weight.size(1), weight.size(2), weight.size(3), groups};
 }
 
@@ -93,8 +102,11 @@ PackedWeight::PackedWeight(const Tensor& weight, const Dims& dims, const Running
 }
 
 void PackedWeight::attach(conv::Problem& problem) const {
-  problem.weight = panels_.get();
-  problem.depthwise = depthwise_;
+  // Without input channels nothing is summed, but the depthwise kernel reads one channel an output.
+  static const conv::ResidentPanels nothing(nullptr, 0, 0, 0);
+  const bool empty = depthwise_ != nullptr && problem.c_in == 0;
+  problem.weight = empty ? &nothing : panels_.get();
+  problem.depthwise = empty ? nullptr : depthwise_;
   problem.depthwise_stride = depthwise_stride_;
   problem.kh = dims_.kh;
   problem.kw = dims_.kw;
@@ -104,8 +116,6 @@ void PackedWeight::attach(conv::Problem& problem) const {
 Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, const char* op) {
   EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle already");
   const PackedWeight::Dims d = PackedWeight::dims(weight, groups, {op, "weight"});
-  for (const int64_t v : {d.out_channels, d.in_per_group, d.kh, d.kw, d.groups})
-    EFFKERN_CHECK_VALUE(v < std::numeric_limits<int32_t>::max(), op, ": weight has a dimension beyond 2^31, got ", v);
   const FloatVector b(bias, d.out_channels, weight.scalar_type(), {op, "bias"});
   const bool depthwise = is_depthwise(d);
   const conv::PackHeader h =

@@ -30,7 +30,8 @@ class PackedWeight {
   // Packs the running part of a 4-d weight, or views a handle, whose pack serves every running part.
   PackedWeight(const Tensor& weight, const Dims& dims, const RunningPart& run);
 
-  // Sets problem.weight or problem.depthwise, and kh, kw and groups. The problem must not outlive this object.
+  // Sets problem.weight or problem.depthwise, and kh, kw and groups; problem.c_in is set already. The problem must not
+  // outlive this object.
   void attach(conv::Problem& problem) const;
 
   // The bias in a handle, or null.

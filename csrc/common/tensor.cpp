@@ -9,6 +9,7 @@ namespace {
 
 // Every size and stride is kept below this, so that products of two fit an int64 with room.
 constexpr int64_t kLimit = int64_t{1} << 31;
+constexpr int64_t kMaxElements = int64_t{1} << 58;
 
 void torch_loop(int64_t begin, int64_t end, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   torch::stable::parallel_for(begin, end, grain, body);
@@ -34,6 +35,8 @@ std::string shape_text(const Tensor& tensor) {
 
 void check_cpu(const Tensor& tensor, Arg arg) {
   EFFKERN_CHECK_TYPE(tensor.is_cpu(), arg.op, ": ", arg.name, " must be on the CPU like the other arguments");
+  EFFKERN_CHECK_VALUE(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, arg.op, ": ", arg.name,
+                      " must have memory, got shape ", shape_text(tensor), " on a storage that was given back");
 }
 
 DType float_dtype(const Tensor& tensor, Arg arg) {
@@ -53,6 +56,11 @@ conv::Activation activation(const Tensor& tensor, Arg arg) {
   check_cpu(tensor, arg);
   EFFKERN_CHECK_VALUE(tensor.dim() == 4, arg.op, ": ", arg.name, " must be 4-d [N, C, H, W], got shape ",
                       shape_text(tensor));
+  // With strides of 0 a tensor may have more elements than memory has bytes; the engine counts bytes of copies.
+  for (int i = 0; i < 4; ++i)
+    EFFKERN_CHECK_VALUE(tensor.size(i) < kLimit && tensor.numel() < kMaxElements, arg.op, ": ", arg.name,
+                        " must have dimensions below 2^31 and fewer than 2^58 elements, got shape ",
+                        shape_text(tensor));
   conv::Activation a;
   a.dtype = float_dtype(tensor, arg);
   a.data = const_cast<void*>(tensor.const_data_ptr());

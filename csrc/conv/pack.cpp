@@ -17,26 +17,28 @@ uint64_t fnv1a(const void* data, size_t size) {
 
 int64_t bias_floats(const PackHeader& h) { return h.has_bias != 0 ? panels_of(h.out_channels) * kPanel : 0; }
 
-int64_t weight_floats(const PackHeader& h) {
+WeightView packed_view(const PackHeader& h) {
   WeightView view;
   view.groups = h.groups;
   view.out_per_group = h.out_channels / h.groups;
   view.in_per_group = h.in_per_group;
   view.kh = h.kh;
   view.kw = h.kw;
-  return h.kind == PackKind::Depthwise ? depthwise_floats(view) : panels_floats(view);
+  return view;
 }
 
-// handle_bytes() wraps around for dimensions that no memory could hold; a header may claim them.
-bool overflows(const PackHeader& h) {
-  const int64_t out = (h.out_channels / h.groups + kPanel) * static_cast<int64_t>(h.groups);  // padded to panels
-  int64_t floats = 0;
-  return __builtin_mul_overflow(static_cast<int64_t>(h.kh), static_cast<int64_t>(h.kw), &floats) ||
-         __builtin_mul_overflow(floats, static_cast<int64_t>(h.in_per_group), &floats) ||
-         __builtin_mul_overflow(floats, out, &floats) || floats > (int64_t{1} << 58);
+int64_t weight_floats(const PackHeader& h) {
+  return h.kind == PackKind::Depthwise ? depthwise_floats(packed_view(h)) : panels_floats(packed_view(h));
 }
 
 }  // namespace
+
+bool is_countable(const WeightView& w) {
+  const int64_t out = (w.out_per_group + kPanel) * w.groups;  // padded to panels
+  int64_t floats = 0;
+  return !__builtin_mul_overflow(w.kh, w.kw, &floats) && !__builtin_mul_overflow(floats, out, &floats) &&
+         !__builtin_mul_overflow(floats, std::max<int64_t>(w.in_per_group, 1), &floats) && floats <= (int64_t{1} << 58);
+}
 
 int64_t panels_floats(const WeightView& w) {
   return w.groups * panels_of(w.out_per_group) * w.kh * w.kw * w.in_per_group * kPanel;
@@ -109,7 +111,10 @@ const char* check_header(const void* bytes, int64_t size) {
   if (h.out_channels < 0 || h.in_per_group < 0 || h.kh < 1 || h.kw < 1 || h.groups < 1 ||
       h.out_channels % h.groups != 0)
     return "has impossible dimensions in its header";
-  if (overflows(h) || handle_bytes(h) != size) return "has a size other than its header tells (truncated?)";
+  if ((h.kind == PackKind::Depthwise) != is_depthwise(h.out_channels, h.in_per_group, h.groups))
+    return "has a kind of pack that does not fit the dimensions in its header";
+  if (!is_countable(packed_view(h)) || handle_bytes(h) != size)
+    return "has a size other than its header tells (truncated?)";
   return nullptr;
 }
 

@@ -16,6 +16,15 @@ struct WeightView {
   int64_t so = 0, si = 0, sh = 0, sw = 0;
 };
 
+// One filter a channel: packed as [tap][groups], and run by the depthwise kernel.
+inline bool is_depthwise(int64_t out_channels, int64_t in_per_group, int64_t groups) {
+  return groups > 1 && in_per_group == 1 && out_channels == groups;
+}
+
+// False if the size of a pack would wrap around: a header, or a weight of stride 0, can claim dimensions that no memory
+// could hold. Every dimension must be below 2^31.
+bool is_countable(const WeightView& weight);
+
 // Floats of a pack: panels [group][out/16][tap][in][16], or depthwise [tap][groups].
 int64_t panels_floats(const WeightView& weight);
 int64_t depthwise_floats(const WeightView& weight);

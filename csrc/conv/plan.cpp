@@ -56,10 +56,14 @@ Plan make_plan(const Problem& p, int64_t threads) {
 }
 
 int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
-  const int64_t tiles = ceil_div(plan.pixels, tile_rows);
-  size_t bytes = Arena::bytes(p.c_in, sizeof(float));                      // the zero row
-  bytes += Arena::bytes(tiles * tile_rows * p.kh * p.kw, sizeof(float*));  // indirection
-  bytes += Arena::bytes(plan.pixels, 4 * sizeof(int64_t));                 // pixel table
+  // A kernel far larger than the map (padding makes that legal) has more taps than memory could point to.
+  int64_t pointers = 0;
+  if (__builtin_mul_overflow(p.kh * p.kw, ceil_div(plan.pixels, tile_rows) * tile_rows, &pointers) ||
+      pointers > (int64_t{1} << 58))
+    throw std::bad_alloc();
+  size_t bytes = Arena::bytes(p.c_in, sizeof(float));       // the zero row
+  bytes += Arena::bytes(pointers, sizeof(float*));          // indirection
+  bytes += Arena::bytes(plan.pixels, 4 * sizeof(int64_t));  // pixel table
   if (p.weight != nullptr) bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
   if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * p.c_in, sizeof(float));
   return static_cast<int64_t>(bytes);

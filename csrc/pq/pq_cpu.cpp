@@ -54,6 +54,11 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   const FloatVector addend(bias, c_out, x.scalar_type(), {kOp, "bias"});
 
   Tensor y = like_input(x, in.n, c_out, map[0], map[1]);
+  const conv::Act activate = act_from_name(act, kOp);
+  if (y.numel() == 0) {
+    coded.check_all_codes(kOp);
+    return y;
+  }
   conv::Problem problem;
   problem.x = in;
   problem.y = activation(y, {kOp, "y"});
@@ -63,11 +68,6 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   problem.kh = kernel_size[0];
   problem.kw = kernel_size[1];
   set_geometry(problem, g);
-  const conv::Act activate = act_from_name(act, kOp);
-  if (y.numel() == 0) {
-    coded.check_all_codes(kOp);
-    return y;
-  }
   run_layer(problem, coded, factor.data(), addend.data(), activate, kOp);
   return y;
 }

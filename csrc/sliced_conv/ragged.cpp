@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <utility>
 
@@ -40,6 +41,8 @@ FloatTable::FloatTable(const MaybeTensor& table, int64_t columns, ScalarType oth
   EFFKERN_CHECK_TYPE(dtype == DType::F32 || table->scalar_type() == other, arg.op, ": ", arg.name,
                      " must be float32 or have x's dtype");
   rows_ = table->size(0);
+  EFFKERN_CHECK_VALUE(rows_ <= std::numeric_limits<int32_t>::max(), arg.op, ": ", arg.name,
+                      " must have fewer than 2^31 rows, got ", rows_);
   const int64_t row = table->stride(0), column = table->stride(1);
   static const float nothing = 0;
   const bool empty = rows_ * columns == 0;

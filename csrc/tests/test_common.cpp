@@ -26,6 +26,16 @@ TEST(a_handle_with_any_bit_flipped_is_refused) {
     EXPECT(conv::check_header(bytes.data(), wrong) != nullptr, "size ", wrong);
 }
 
+TEST(a_kind_of_pack_that_does_not_fit_the_dimensions_is_refused) {
+  for (const bool depthwise : {false, true}) {
+    const conv::PackKind wrong = depthwise ? conv::PackKind::Panels : conv::PackKind::Depthwise;
+    const conv::PackHeader header = conv::make_header(wrong, false, 8, depthwise ? 1 : 3, 1, 1, depthwise ? 8 : 1);
+    std::vector<unsigned char> bytes(static_cast<size_t>(conv::handle_bytes(header)));
+    std::memcpy(bytes.data(), &header, sizeof header);
+    EXPECT(conv::check_header(bytes.data(), static_cast<int64_t>(bytes.size())) != nullptr, "depthwise ", depthwise);
+  }
+}
+
 TEST(an_exception_leaves_the_parallel_loop_with_its_text) {
   std::string what;
   try {

@@ -45,6 +45,8 @@ def check_weight(weight: Tensor, groups: int, x: Tensor, op: str, name: str = "w
     check_device(weight, x, op, name)
     if groups < 1 or weight.size(0) % groups != 0:
         raise ValueError(f"{op}: groups must divide {name}'s {weight.size(0)} outputs, got {groups}")
+    if groups >= LIMIT:  # divides 0 outputs
+        raise ValueError(f"{op}: groups must be below 2**31, got {groups}")
 
 
 def check_device(tensor: Tensor, x: Tensor, op: str, name: str) -> None:

@@ -117,8 +117,12 @@ def check_handle(
         raise ValueError(f"{op}: handle has a format version this build does not read")
     if checksum != _fnv1a(raw[:-8]):
         raise ValueError(f"{op}: handle has a corrupt header (checksum differs)")
+    if min(packed_out, in_per_group, rows - 1, columns - 1, packed_groups - 1) < 0 or packed_out % packed_groups:
+        raise ValueError(f"{op}: handle has impossible dimensions in its header")
+    if kind != (_DEPTHWISE if is_depthwise(packed_out, in_per_group, packed_groups) else _PANELS):
+        raise ValueError(f"{op}: handle has a kind of pack that does not fit the dimensions in its header")
     size = handle_bytes(packed_out, in_per_group, rows, columns, packed_groups, bool(has_bias))
-    if kind not in (_PANELS, _DEPTHWISE) or handle.numel() != size:
+    if handle.numel() != size:
         raise ValueError(f"{op}: handle has a size other than its header tells (truncated?)")
     if packed_groups != groups:
         raise ValueError(f"{op}: handle was packed with groups = {packed_groups}, got {groups}")

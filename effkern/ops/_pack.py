@@ -17,8 +17,6 @@ def _fake_pack(weight: Tensor, bias: Tensor | None, groups: int, algo: str) -> T
     check.check_weight(weight, groups, weight, op)
     check.check_vector(bias, weight.size(0), weight, op, "bias", exact=True)
     check.check_algo(algo, op)
-    if groups >= check.LIMIT:
-        raise ValueError(f"{op}: groups must be below 2**31, got {groups}")
     outs, depth, rows, columns = weight.shape
     size = _handle.handle_bytes(outs, depth, rows, columns, groups, bias is not None)
     return torch.empty(size, dtype=torch.uint8, device=weight.device)

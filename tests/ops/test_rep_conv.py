@@ -211,6 +211,45 @@ def test_forged_header_cannot_reach_outside_the_handle():
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("checked_by", ["kernel", "reference"])
+def test_forged_kind_of_pack_is_refused(checked_by):
+    """A depthwise pack is shorter than the panels that these dimensions would be read as."""
+    forged = torch.cat([_handle._header(1, False, 512, 64, 1, 1, 1), torch.zeros(4, dtype=torch.uint8)])
+    args = (torch.randn(1, 64, 2, 2), forged, 512, [1, 1], [1, 1], [0, 0], [1, 1], 1, "relu", None, "auto")
+    function = torch.ops.effkern.rep_conv2d_packed if checked_by == "kernel" else reference.rep_conv2d_packed
+    with pytest.raises((RuntimeError, ValueError), match="kind of pack"):
+        function(*args)
+
+
+def test_sizes_that_no_memory_could_hold_are_refused():
+    """Strides of 0 make them cheap to ask for, and their sizes in bytes wrap around to small numbers."""
+    point = torch.zeros(1, 1, 1, 1)
+    vast = point.expand(1, 1, 2**29, 2**29)
+    with pytest.raises(ValueError, match="weight must be smaller"):
+        pack_conv_weight(vast)
+    with pytest.raises(ValueError, match="weight must be smaller"):
+        rep_conv2d(point, vast, padding=2**28)
+    with pytest.raises(ValueError, match="weight must be smaller"):
+        rep_conv2d(point[:, :0], torch.zeros(16, 0, 1, 1).expand(16, 0, 2**29, 2**29), padding=2**28)
+    with pytest.raises(MemoryError):  # more taps than a table could list
+        rep_conv2d(point[:, :0], torch.zeros(1, 0, 1, 1).expand(1, 0, 2**26, 2**26), padding=2**25 + 1000)
+    wide = point.half().expand(1, 2, 1, 2**61)
+    with pytest.raises(ValueError, match=r"x must have dimensions below 2\^31"):
+        rep_conv2d(wide, torch.zeros(1, 2, 1, 1).half(), stride=(1, 2**31 - 1))
+    with pytest.raises(ValueError, match=r"groups .* below 2\^31"):
+        rep_conv2d(point[:, :0], torch.zeros(0, 2**24, 1, 1), groups=2**40)
+
+
+def test_storage_that_was_given_back_is_refused():
+    for position in range(3):
+        args = [torch.randn(1, 2, 3, 3), torch.randn(4, 2, 1, 1), torch.randn(4)]
+        args[position].untyped_storage().resize_(0)
+        with torch.no_grad(), pytest.raises((ValueError, RuntimeError), match=r"memory|null|not allocated"):
+            rep_conv2d(*args)
+        with pytest.raises(RuntimeError, match="must have memory"):
+            torch.ops.effkern.rep_conv2d(*args, [1, 1], [0, 0], [1, 1], 1, "relu", None, "auto")
+
+
 def test_strided_or_unaligned_handles_are_refused_or_right():
     good = pack_conv_weight(W, None, 2)
     shifted = torch.cat([good[:1], good])[1:]

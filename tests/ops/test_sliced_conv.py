@@ -127,6 +127,17 @@ class TestRagged:
         y = ops.sliced_conv2d_ragged(x, weight, bias, c_in, c_out, **options)
         assert torch.equal(y, bias[None, :, None, None].expand_as(y))
 
+    @pytest.mark.parametrize("remember", [True, False])
+    def test_a_depthwise_sample_without_input_channels_is_left_the_epilogue(self, remember):
+        x, weight, bias = torch.randn(2, 20, 5, 5), torch.randn(20, 1, 3, 3), torch.randn(20)
+        options = {"padding": 1, "groups": 20, "group_mode": "within_group"}
+        weight.requires_grad_(not remember)
+        epilogue = bias[:, None, None].expand(20, 5, 5)
+        y = ops.sliced_conv2d_ragged(x, weight, bias, *widths((0, 20), (20, 20)), **options)
+        assert torch.equal(y[0], epilogue)
+        torch.testing.assert_close(y[1:], F.conv2d(x[1:], weight, bias, padding=1, groups=20), rtol=1e-5, atol=1e-5)
+        assert torch.equal(ops.sliced_conv2d(x[:1, :0], weight, bias, 20, **options)[0], epilogue)
+
     def test_widths_are_int32_or_int64_of_any_stride(self):
         x, weight, bias, options = conv()
         c_in, c_out = widths((8, 12), (3, 5), (8, 2), (1, 12))
