@@ -25,6 +25,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from effkern import _library
@@ -140,6 +141,7 @@ def packable(*tensors: Tensor | None) -> bool:
         or torch.jit.is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0  # FakeTensorMode, make_fx and other modes that see every op
         or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0  # a pack would hide a weight's tangent from the op
     ):
         return False
     return all(

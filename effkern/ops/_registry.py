@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from effkern import _library
 
@@ -46,6 +47,12 @@ def checked_error(error: RuntimeError) -> Exception:
     if match is None:
         return error
     return _KINDS[match[1]](match[2].split("\nException raised from", 1)[0])
+
+
+def _has_tangent(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_tangent, value))
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 class Op:
@@ -99,6 +106,9 @@ class Op:
         """Call the operator; failed checks of native kernels become the Python exceptions they name."""
         if torch.compiler.is_compiling():
             return self._op(*args)
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+            # The dispatcher would drop the tangents and call the derivative 0.
+            raise NotImplementedError(f"{self.name}: forward-mode differentiation is not supported")
         try:
             return self._op(*args)
         except RuntimeError as error:

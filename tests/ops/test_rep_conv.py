@@ -250,6 +250,22 @@ def test_storage_that_was_given_back_is_refused():
             torch.ops.effkern.rep_conv2d(*args, [1, 1], [0, 0], [1, 1], 1, "relu", None, "auto")
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_forward_mode_is_refused_and_never_called_zero(which):
+    tensors = [torch.randn(1, 2, 3, 3), torch.randn(4, 2, 1, 1)]
+
+    def conv(value):
+        return rep_conv2d(*(value if i == which else t for i, t in enumerate(tensors)))
+
+    rep_conv2d(*tensors)  # a pack of the weight is at hand
+    with pytest.raises(NotImplementedError, match="rep_conv2d: forward-mode"):
+        torch.func.jvp(conv, (tensors[which],), (torch.ones_like(tensors[which]),))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        handle = pack_conv_weight(tensors[1])  # calls without a tangent are none of our business
+        rep_conv2d_packed(tensors[0], handle, 4, 1)
+        conv(torch.autograd.forward_ad.make_dual(tensors[which], torch.ones_like(tensors[which])))
+
+
 def test_strided_or_unaligned_handles_are_refused_or_right():
     good = pack_conv_weight(W, None, 2)
     shifted = torch.cat([good[:1], good])[1:]
