@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 # A machine that is busy with something else must not turn a slow draw into a failure.
 settings.register_profile("effkern", deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# Random calls beyond the fixed ones, to look for new faults: pytest --hypothesis-profile=explore tests/ops/test_fuzz.py
+settings.register_profile("explore", settings.get_profile("effkern"), derandomize=False, database=None)
 settings.load_profile("effkern")
 
 

