@@ -78,6 +78,8 @@ def output_map(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], op: str
 ) -> tuple[int, int]:
     """Height and width of the output; ``ValueError`` if the kernel does not fit the padded input."""
+    if len(kernel) != 2:
+        raise ValueError(f"{op}: kernel_size must have 2 values, got {len(kernel)}")
     out = []
     for i in range(2):
         span = x.size(2 + i) + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1
