@@ -109,7 +109,8 @@ class SlicedConvBNAct(nn.Module):
         freeze_packs(self.conv)
 
     def train(self, mode: bool = True) -> SlicedConvBNAct:
-        self._folded = None
+        if mode:  # eval() of a network in eval mode, as an evaluation does, changes nothing
+            self._folded = None
         return super().train(mode)
 
     def _apply(self, fn, recurse: bool = True) -> SlicedConvBNAct:  # type: ignore[no-untyped-def]

@@ -245,7 +245,8 @@ def test_folding_is_undone_by_whatever_may_change_a_parameter():
             assert layer._folded is not None and torch.equal(layer(x, 2), expected)
             change()
             assert layer._folded is None and torch.equal(layer(x, 2), expected)
-    layer.fold()
+        layer.fold()
+        assert layer.eval()._folded is not None  # an evaluation calls eval() on a network that is deployed already
     layer(x, 2).sum().backward()
     assert layer.bn.weight.grad.any()
 
