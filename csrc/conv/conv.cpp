@@ -5,9 +5,9 @@
 
 #include "../common/arena.h"
 #include "../common/parallel.h"
-#include "plan.h"
-#include "problem.h"
+#include "item.h"
 #include "ukernel.h"
+#include "winograd.h"
 
 namespace effkern::conv {
 namespace {
@@ -17,52 +17,6 @@ struct Pixel {
   int64_t y, residual, table;
 };
 static_assert(sizeof(Pixel) <= 4 * sizeof(int64_t), "plan.cpp sizes the pixel table");
-
-struct Item {
-  int64_t first, samples;  // listed samples
-  int64_t row, rows;       // output rows
-};
-
-Item item_of(const Problem& p, const Plan& plan, int64_t index) {
-  Item item;
-  item.first = index / plan.bands * plan.samples;
-  item.samples = std::min(plan.samples, p.count - item.first);
-  item.row = index % plan.bands * plan.rows;
-  item.rows = std::min(plan.rows, p.y.h - item.row);
-  return item;
-}
-
-const char* at(const Activation& t, int64_t element) {
-  return static_cast<const char*>(t.data) + element * dtype_size(t.dtype);
-}
-
-// First input row that the item's output rows can touch, clamped into the image.
-int64_t first_in_row(const Problem& p, const Item& item) {
-  return std::clamp<int64_t>(item.row * p.stride[0] - p.pad[0], 0, p.x.h);
-}
-
-// Copies the input rows of an item to [sample][row][w][c_in] fp32. Channel-last sources are read along channels, all
-// others along the row, so that one side of the copy is always contiguous.
-void stage(const Problem& p, const Plan& plan, const Item& item, float* out) {
-  const Activation& x = p.x;
-  const int64_t y0 = first_in_row(p, item), y1 = std::min(x.h, y0 + plan.in_rows);
-  const int64_t line = x.w * p.c_in;
-  for (int64_t s = 0; s < item.samples; ++s) {
-    const int64_t n = p.x_rows != nullptr ? p.x_rows[item.first + s] : item.first + s;
-    for (int64_t iy = y0; iy < y1; ++iy) {
-      float* to = out + (s * plan.in_rows + iy - y0) * line;
-      const int64_t from = n * x.sn + iy * x.sh;
-      if (x.sc == 1) {
-        for (int64_t ix = 0; ix < x.w; ++ix)
-          for (int64_t c = 0; c < p.c_in; ++c) to[ix * p.c_in + c] = load_float(x.data, x.dtype, from + ix * x.sw + c);
-      } else {
-        for (int64_t c = 0; c < p.c_in; ++c)
-          for (int64_t ix = 0; ix < x.w; ++ix)
-            to[ix * p.c_in + c] = load_float(x.data, x.dtype, from + c * x.sc + ix * x.sw);
-      }
-    }
-  }
-}
 
 class Worker {
  public:
@@ -75,13 +29,16 @@ class Worker {
     table_ = arena.take<const float*>((plan.pixels + k_.rows - 1) / k_.rows * k_.rows * taps);
     pixels_ = reinterpret_cast<Pixel*>(arena.take<char>(plan.pixels * 4 * sizeof(int64_t)));
     panel_ = p.weight != nullptr ? arena.take<float>(p.weight->scratch_floats()) : nullptr;
-    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * p.c_in) : nullptr;
+    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch) : nullptr;
   }
 
   void operator()(int64_t index, int64_t split) {
-    const Item item = item_of(p_, plan_, index);
-    if (plan_.staged) stage(p_, plan_, item, staged_);
-    list_pixels(item);
+    if (index != index_) {
+      index_ = index;
+      const Item item = item_of(p_, plan_, index);
+      if (plan_.staged) stage(p_, plan_, item, staged_);
+      list_pixels(item);
+    }
     const int64_t begin = plan_.panels * split / plan_.panel_splits;
     const int64_t end = plan_.panels * (split + 1) / plan_.panel_splits;
     for (int64_t panel = begin; panel < end; ++panel) run_panel(panel);
@@ -90,17 +47,14 @@ class Worker {
  private:
   // Fills the pixel list and the indirection table [tile][tap][row] of an item.
   void list_pixels(const Item& item) {
-    const int64_t top = plan_.staged ? first_in_row(p_, item) : 0;  // input row that `image` begins with
     const Activation* residual = p_.epilogue.residual;
     count_ = item.samples * item.rows * p_.y.w;
     int64_t q = 0;
     for (int64_t s = 0; s < item.samples; ++s) {
       const int64_t i = item.first + s;
-      const int64_t xn = p_.x_rows != nullptr ? p_.x_rows[i] : i, yn = p_.y_rows != nullptr ? p_.y_rows[i] : i;
-      const int64_t rn = p_.epilogue.residual_rows != nullptr ? p_.epilogue.residual_rows[i] : i;
+      const int64_t xn = x_row(p_, i), yn = y_row(p_, i), rn = residual_row(p_, i);
       const int64_t table = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
-      const float* image = plan_.staged ? staged_ + s * plan_.in_rows * p_.x.w * p_.c_in
-                                        : static_cast<const float*>(p_.x.data) + xn * p_.x.sn;
+      const Image image = image_of(p_, plan_, item, s, staged_);
       for (int64_t oy = item.row; oy < item.row + item.rows; ++oy, q += p_.y.w) {
         for (int64_t ox = 0; ox < p_.y.w; ++ox) {
           Pixel& pixel = pixels_[q + ox];
@@ -108,24 +62,23 @@ class Worker {
           pixel.residual = residual != nullptr ? rn * residual->sn + oy * residual->sh + ox * residual->sw : 0;
           pixel.table = table;
         }
-        list_line(image, top, oy, q);
+        list_line(image, oy, q);
       }
     }
   }
 
   // The table's entries for one line of output pixels, of which the first is pixel q of the item.
-  void list_line(const float* image, int64_t top, int64_t oy, int64_t q) {
+  void list_line(const Image& image, int64_t oy, int64_t q) {
     const int64_t taps = p_.kh * p_.kw;
-    const int64_t row_pitch = plan_.staged ? p_.x.w * p_.c_in : p_.x.sh;
-    const int64_t pixel_pitch = plan_.staged ? p_.c_in : p_.x.sw;
     for (int64_t tap = 0; tap < taps; ++tap) {
       const int64_t iy = oy * p_.stride[0] - p_.pad[0] + tap / p_.kw * p_.dil[0];
       const int64_t ix0 = tap % p_.kw * p_.dil[1] - p_.pad[1];  // input column of output column 0
       const bool inside = iy >= 0 && iy < p_.x.h;
+      const float* line = image.data + (iy - image.top) * image.row_pitch;
       int64_t r = q % k_.rows;
       const float** entry = table_ + (q / k_.rows * taps + tap) * k_.rows;
       for (int64_t ox = 0, ix = ix0; ox < p_.y.w; ++ox, ix += p_.stride[1]) {
-        entry[r] = inside && ix >= 0 && ix < p_.x.w ? image + (iy - top) * row_pitch + ix * pixel_pitch : zero_;
+        entry[r] = inside && ix >= 0 && ix < p_.x.w ? line + ix * image.pixel_pitch : zero_;
         if (++r == k_.rows) {
           r = 0;
           entry += taps * k_.rows;
@@ -148,22 +101,15 @@ class Worker {
       if (depthwise)
         k_.depthwise(n, a, channel, cols, taps, b, p_.depthwise_stride, acc);
       else
-        k_.tile(n, a, group * in_group, taps, in_group, b, p_.weight->tap_stride, acc);
+        k_.tile(n, a, group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
       finish(q, n, channel, cols, acc);
     }
   }
 
   void finish(int64_t q, int64_t n, int64_t channel, int64_t cols, const float* acc) {
     const Epilogue& e = p_.epilogue;
-    Store s;
+    Store s = store_of(p_, cols);
     s.rows = n;
-    s.cols = cols;
-    s.y_dtype = p_.y.dtype;
-    s.y_sc = p_.y.sc;
-    s.has_residual = e.residual != nullptr;
-    s.residual_dtype = s.has_residual ? e.residual->dtype : DType::F32;
-    s.residual_sc = s.has_residual ? e.residual->sc : 1;
-    s.act = e.act;
     for (int64_t r = 0; r < n; ++r) {
       const Pixel& pixel = pixels_[q + r];
       s.y[r] = const_cast<char*>(at(p_.y, pixel.y + channel * p_.y.sc));
@@ -177,7 +123,7 @@ class Worker {
   const Problem& p_;
   const Plan& plan_;
   const Kernels& k_;
-  int64_t count_ = 0;
+  int64_t index_ = -1, count_ = 0;
   float *zero_, *panel_, *staged_;
   const float** table_;
   Pixel* pixels_;
@@ -191,6 +137,7 @@ void run(const Problem& p) {
   const Plan plan = make_plan(p, threads);
   const Kernels& k = kernels(isa());
   const auto body = [&](int64_t begin, int64_t end) {
+    if (plan.tile != 0) return run_winograd(p, plan, k, begin, end);
     Worker work(p, plan, k);
     for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
   };

@@ -23,35 +23,101 @@ bool is_small(const Problem& p) {
   return outputs * p.kh * p.kw * (p.groups > 0 ? p.c_in / p.groups : 0) < kMacs;
 }
 
-Plan make_plan(const Problem& p, int64_t threads) {
-  Plan plan{};
-  const bool decoded = p.weight != nullptr && p.weight->scratch_floats() > 0;
-  const int64_t target = decoded ? kDecodedPixels : kPixels;
-  const int64_t map = p.y.h * p.y.w, reach = (p.kh - 1) * p.dil[0] + 1;
-  plan.staged = p.x.dtype != DType::F32 || p.x.sc != 1;
+int64_t winograd_tile(const Problem& p) {
+  if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.stride[0] != 1 ||
+      p.stride[1] != 1 || p.dil[0] != 1 || p.dil[1] != 1 || p.groups == 0)
+    return 0;
+  const int64_t in = p.c_in / p.groups, out = p.c_out / p.groups;
+  if (p.algo == Algo::Winograd43) return 4;
+  if (p.algo == Algo::Winograd23) return 2;
+  if (in < 8 || out < 8) return 0;
+  // Cycles of a core that does 16 multiply-adds a cycle, for one sample. A transform of 16 channels of a tile, and that
+  // of 16 weights, take about as many instructions as written here.
+  struct Side {
+    int64_t tile, input_output, weight;
+  };
+  const double panels = static_cast<double>(p.groups) * panels_of(out), pairs = panels * in;
+  double best = p.y.h * p.y.w * 9 * pairs / 0.93;
+  int64_t tile = 0;
+  for (const Side side : {Side{4, 130, 110}, Side{2, 50, 50}}) {
+    const double tiles = static_cast<double>(ceil_div(p.y.h, side.tile)) * ceil_div(p.y.w, side.tile);
+    const double values = (side.tile + 2) * (side.tile + 2);
+    const double cycles = tiles * values * pairs / 0.9 +
+                          tiles * (p.groups * panels_of(in) + panels) * side.input_output + pairs * side.weight;
+    if (cycles >= best) continue;
+    best = cycles;
+    tile = side.tile;
+  }
+  return tile;
+}
+
+namespace {
+
+// Output rows and whole maps of an item that hold about `target` units of tile x tile outputs.
+void cut(const Problem& p, int64_t tile, int64_t target, int64_t threads, Plan& plan) {
+  const int64_t lines = ceil_div(p.y.h, tile), line = ceil_div(p.y.w, tile);
+  const int64_t map = std::max<int64_t>(lines * line, 1);
   plan.samples = 1;
-  plan.rows = p.y.h;
-  if (map <= target) {
-    plan.samples = std::clamp<int64_t>(target / std::max<int64_t>(map, 1), 1, std::max<int64_t>(p.count, 1));
-  } else {
-    plan.rows = std::min(p.y.h, ceil_div(target, p.y.w));
-  }
-  const auto in_rows = [&](int64_t rows) { return std::min(p.x.h, (rows - 1) * p.stride[0] + reach); };
+  int64_t band = lines;
+  if (map <= target)
+    plan.samples = std::clamp<int64_t>(target / map, 1, std::max<int64_t>(p.count, 1));
+  else
+    band = std::min(lines, ceil_div(target, line));
+  const auto in_rows = [&](int64_t b) {
+    return std::min(p.x.h, (std::min(b * tile, p.y.h) - 1) * p.stride[0] + (p.kh - 1) * p.dil[0] + 1);
+  };
   if (plan.staged) {
-    const int64_t row_bytes = std::max<int64_t>(p.x.w * p.c_in * 4, 1);
-    while (plan.samples > 1 && plan.samples * in_rows(plan.rows) * row_bytes > kStageBytes) plan.samples /= 2;
-    while (plan.rows > 1 && plan.samples * in_rows(plan.rows) * row_bytes > kStageBytes)
-      plan.rows = (plan.rows + 1) / 2;
-    if (plan.rows < p.y.h) plan.samples = 1;
+    const int64_t row_bytes = std::max<int64_t>(p.x.w * plan.stage_pitch * 4, 1);
+    while (plan.samples > 1 && plan.samples * in_rows(band) * row_bytes > kStageBytes) plan.samples /= 2;
+    while (band > 1 && plan.samples * in_rows(band) * row_bytes > kStageBytes) band = (band + 1) / 2;
+    if (band < lines) plan.samples = 1;
   }
-  plan.bands = ceil_div(p.y.h, plan.rows);
-  plan.rows = ceil_div(p.y.h, plan.bands);  // even bands
-  plan.in_rows = in_rows(plan.rows);
+  // Even shares for the threads: a few large items must not leave one of them waiting.
+  if (plan.samples > 1) {
+    int64_t items = ceil_div(p.count, plan.samples);
+    if (items % threads != 0 && items < 4 * threads) items = std::min(p.count, ceil_div(items, threads) * threads);
+    plan.samples = ceil_div(p.count, items);
+  }
+  plan.bands = ceil_div(lines, band);
+  if (plan.bands > 1 && plan.bands * p.count % threads != 0 && plan.bands * p.count < 4 * threads)
+    plan.bands = std::min(lines, ceil_div(plan.bands, threads) * threads);
+  band = ceil_div(lines, std::max<int64_t>(plan.bands, 1));  // even bands
+  plan.bands = ceil_div(lines, std::max<int64_t>(band, 1));
+  plan.rows = std::min(band * tile, p.y.h);
+  plan.in_rows = in_rows(band);
   plan.items = ceil_div(p.count, plan.samples) * plan.bands;
   plan.pixels = plan.samples * plan.rows * p.y.w;
+}
+
+// Tiles an item should have: enough to pay for the transforms of the weights (3 tiles' worth of arithmetic), few enough
+// that their input transforms stay in L2.
+int64_t winograd_tiles(const Problem& p, int64_t tile) {
+  const int64_t bytes = (tile + 2) * (tile + 2) * p.c_in * static_cast<int64_t>(sizeof(float));
+
+  const int64_t most = (size_t{1} << 20) / std::max<int64_t>(bytes, 1);
+  return std::clamp<int64_t>(most, 48, 96) / 12 * 12;
+}
+
+}  // namespace
+
+Plan make_plan(const Problem& p, int64_t threads) {
+  Plan plan{};
+  plan.tile = winograd_tile(p);
+  // 12 rows of a power of two of 4 KiB lie in one set of the L1 cache, which has 8 ways: such inputs are copied apart.
+  const bool aliased = p.x.sw * p.stride[1] % 1024 == 0 && p.c_in >= 64 && p.c_out / p.groups >= 64 && plan.tile == 0 &&
+                       p.depthwise == nullptr;
+  plan.staged = p.x.dtype != DType::F32 || p.x.sc != 1 || aliased;
+  plan.stage_pitch = p.c_in % 512 == 0 ? p.c_in + 16 : p.c_in;
+  const bool decoded = p.weight != nullptr && p.weight->scratch_floats() > 0;
+  if (plan.tile != 0)
+    cut(p, plan.tile, winograd_tiles(p, plan.tile), threads, plan);
+  else
+    cut(p, 1, decoded ? kDecodedPixels : kPixels, threads, plan);
   plan.panels = p.depthwise != nullptr ? panels_of(p.c_out) : p.groups * panels_of(p.c_out / p.groups);
-  plan.panel_splits = std::clamp<int64_t>(ceil_div(2 * threads, plan.items), 1, std::max<int64_t>(plan.panels, 1));
-  if (threads == 1) plan.panel_splits = 1;
+  plan.panel_splits = 1;
+  const int64_t wanted = plan.tile != 0 ? threads : 2 * threads;
+  if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted)
+    plan.panel_splits = std::clamp<int64_t>(ceil_div(wanted, plan.items), 1, std::max<int64_t>(plan.panels, 1));
   return plan;
 }
 
@@ -65,7 +131,7 @@ int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
   bytes += Arena::bytes(pointers, sizeof(float*));          // indirection
   bytes += Arena::bytes(plan.pixels, 4 * sizeof(int64_t));  // pixel table
   if (p.weight != nullptr) bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
-  if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * p.c_in, sizeof(float));
+  if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch, sizeof(float));
   return static_cast<int64_t>(bytes);
 }
 

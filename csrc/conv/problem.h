@@ -67,7 +67,12 @@ struct Epilogue {
   Act act = Act::None;
 };
 
+// Auto is chosen from the shape of one sample. Winograd needs a 3x3 kernel of stride 1 and dilation 1 and is refused
+// elsewhere; Direct keeps NaN and Inf within the outputs whose receptive field holds them, and exact zeros exact.
+enum class Algo : int { Auto, Direct, Winograd23, Winograd43 };
+
 struct Problem {
+  Algo algo = Algo::Auto;
   Activation x, y;  // y.h, y.w are the output's; channels past c_in of x and past c_out of y are never touched
   // Listed samples: listed sample i reads x sample x_rows[i] and writes y sample y_rows[i]; null = i.
   int64_t count = 0;
@@ -91,7 +96,7 @@ inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad,
 
 // Runs the problem on all threads of the pool. The result of a sample does not depend on the other samples, on count,
 // on the order of the lists or on the number of threads, bit for bit: every output element is one sum over (tap,
-// input channel) in ascending order.
+// input channel) in ascending order, or for Winograd over input channels in every product of its tile.
 void run(const Problem& problem);
 
 }  // namespace effkern::conv

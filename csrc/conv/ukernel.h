@@ -9,32 +9,54 @@
 namespace effkern::conv {
 
 constexpr int64_t kMaxRows = 12;
+constexpr int64_t kMaxStore = 16;  // pixels one store may take: a Winograd tile of 4x4
 
 // Where a finished tile goes. Everything is already offset to the tile's first output channel.
 struct Store {
   int64_t rows, cols;  // cols in 1..16
-  void* y[kMaxRows];
-  const void* residual[kMaxRows];
-  const float* scale[kMaxRows];  // null: 1
-  const float* shift[kMaxRows];  // null: 0
+  bool one_table;      // scale[0] and shift[0] serve all rows
+  void* y[kMaxStore];
+  const void* residual[kMaxStore];
+  const float* scale[kMaxStore];  // null: 1
+  const float* shift[kMaxStore];  // null: 0
   DType y_dtype, residual_dtype;
   int64_t y_sc, residual_sc;
   bool has_residual;
   Act act;
 };
 
+// An input tile for Winograd's transform: pixel (i, j) lies at x[i * row_pitch + j * pixel_pitch], channels side by
+// side. Only rows [y0, y1) and columns [x0, x1) are inside the image; the others are zeros and never read.
+struct InputTile {
+  const float* x;
+  int64_t row_pitch, pixel_pitch;
+  int64_t y0, y1, x0, x1;
+};
+
+// The transforms of F(m x m, 3 x 3) on tiles of side m + 2; values (i, j) of a tile are numbered i * side + j.
+struct WinogradKernels {
+  // v[value * plane + channel] for one tile and all channels.
+  void (*input)(const InputTile& tile, int64_t channels, float* v, int64_t plane);
+  // Row i of the weight transforms of a panel [tap][channel][16]: u[j * plane + channel * 16 + (0..16)].
+  void (*weight)(int64_t i, const float* panel, int64_t tap_stride, int64_t channels, float* u, int64_t plane);
+  // c[(i * m + j) * 16 + (0..16)] from the products m[value * plane + (0..16)].
+  void (*output)(const float* m, int64_t plane, float* c);
+};
+
 struct Kernels {
   int64_t rows;  // pixels per full tile, at most kMaxRows
-  // c[r][0..16) = sum over taps t, then k, of a[t * rows + r][k] * b[t * tap_stride + k * 16 + (0..16)], r < n.
-  // `a` has the table's full row pitch even when n < rows. One accumulator per element, so the order of the sum is the
-  // same for every n.
+  // c[r][0..16) = (more ? c[r][0..16) : 0) + sum over taps t, then k, of a[t * rows + r][k] * b[t * tap_stride + k * 16
+  // + (0..16)], r < n. `a` has the table's full row pitch even when n < rows. One accumulator per element, so the order
+  // of the sum is the same for every n.
   void (*tile)(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
-               int64_t tap_stride, float* c);
+               int64_t tap_stride, bool more, float* c);
   // c[r][0..cols) = sum over taps of a[t * rows + r][a_offset + col] * w[t * tap_stride + col]. Reads no column past
   // cols.
   void (*depthwise)(int64_t n, const float* const* a, int64_t a_offset, int64_t cols, int64_t taps, const float* w,
                     int64_t tap_stride, float* c);
   void (*store)(const Store& where, const float* c);
+  WinogradKernels f23, f43;
+  const WinogradKernels& winograd(int64_t m) const { return m == 2 ? f23 : f43; }
 };
 
 const Kernels& kernels(Isa isa);

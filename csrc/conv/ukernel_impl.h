@@ -13,14 +13,14 @@ struct Simd {
 // AVX-512: 12 rows x 1 vector of 32. The compiler contracts a * b + c to one FMA where the set has it.
 template <int kLanes, int kPitch, int kRows>
 void tile_rows(const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b, int64_t tap_stride,
-               float* c) {
+               bool more, float* c) {
   using S = Simd<kLanes>;
   constexpr int kVecs = 16 / kLanes;
   typename S::Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) acc[r][v] = typename S::Vec{};
+    for (int v = 0; v < kVecs; ++v) acc[r][v] = more ? S::load(c + r * 16 + v * kLanes) : typename S::Vec{};
   for (int64_t t = 0; t < taps; ++t) {
     const float* row[kRows];
 #pragma GCC unroll 16
@@ -47,17 +47,17 @@ void tile_rows(const float* const* a, int64_t a_offset, int64_t taps, int64_t k,
 // Picks the instance for n rows, 1 <= n <= kRows.
 template <int kLanes, int kPitch, int kRows>
 void tile_n(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
-            int64_t tap_stride, float* c) {
+            int64_t tap_stride, bool more, float* c) {
   if constexpr (kRows > 1) {
-    if (n < kRows) return tile_n<kLanes, kPitch, kRows - 1>(n, a, a_offset, taps, k, b, tap_stride, c);
+    if (n < kRows) return tile_n<kLanes, kPitch, kRows - 1>(n, a, a_offset, taps, k, b, tap_stride, more, c);
   }
-  tile_rows<kLanes, kPitch, kRows>(a, a_offset, taps, k, b, tap_stride, c);
+  tile_rows<kLanes, kPitch, kRows>(a, a_offset, taps, k, b, tap_stride, more, c);
 }
 
 template <int kLanes, int kPitch>
 void tile(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
-          int64_t tap_stride, float* c) {
-  tile_n<kLanes, kPitch, kPitch>(n, a, a_offset, taps, k, b, tap_stride, c);
+          int64_t tap_stride, bool more, float* c) {
+  tile_n<kLanes, kPitch, kPitch>(n, a, a_offset, taps, k, b, tap_stride, more, c);
 }
 
 template <int kLanes, int kPitch>
@@ -108,25 +108,58 @@ inline Vec activate(Vec v, Act act) {
 }
 
 // One store per element: act(c * scale + shift + residual), in this order (kernels of the whole package agree on it).
+// Whole rows of 16 fp32 channels straight from and to memory, one table row for all.
+template <int kLanes, Act kAct>
+void store_rows(const Store& s, const float* c) {
+  using S = Simd<kLanes>;
+  using Vec = typename S::Vec;
+  constexpr int kVecs = 16 / kLanes;
+  Vec scale[kVecs], shift[kVecs];
+  const bool scaled = s.scale[0] != nullptr, shifted = s.shift[0] != nullptr;
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecs; ++v) {
+    scale[v] = scaled ? S::load(s.scale[0] + v * kLanes) : Vec{} + 1.0f;
+    shift[v] = shifted ? S::load(s.shift[0] + v * kLanes) : Vec{};
+  }
+  for (int64_t r = 0; r < s.rows; ++r) {
+    float* out = static_cast<float*>(s.y[r]);
+    const float* residual = static_cast<const float*>(s.residual[r]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Vec value = S::load(c + r * 16 + v * kLanes) * scale[v] + shift[v];
+      if (s.has_residual) value += S::load(residual + v * kLanes);
+      S::save(out + v * kLanes, activate(value, kAct));
+    }
+  }
+}
+
 template <int kLanes>
 void store(const Store& s, const float* c) {
   using S = Simd<kLanes>;
   using Vec = typename S::Vec;
-  for (int64_t r = 0; r < s.rows; ++r) {
-    float line[16], add[16];
-    const float* in = c + r * 16;
-    // A whole row of 16 fp32 channels goes straight from and to memory; anything else goes through `line`.
-    const bool full = s.cols == 16;
-    const float* scale = s.scale[r];
-    const float* shift = s.shift[r];
-    float scale_tail[16], shift_tail[16];
-    if (!full && scale != nullptr) {
-      for (int64_t i = 0; i < 16; ++i) scale_tail[i] = i < s.cols ? scale[i] : 0.0f;
-      scale = scale_tail;
+  if (s.one_table && s.cols == 16 && s.y_dtype == DType::F32 && s.y_sc == 1 && s.act != Act::Silu &&
+      (!s.has_residual || (s.residual_dtype == DType::F32 && s.residual_sc == 1))) {
+    switch (s.act) {
+      case Act::Relu:
+        return store_rows<kLanes, Act::Relu>(s, c);
+      case Act::Relu6:
+        return store_rows<kLanes, Act::Relu6>(s, c);
+      case Act::Hardswish:
+        return store_rows<kLanes, Act::Hardswish>(s, c);
+      default:
+        return store_rows<kLanes, Act::None>(s, c);
     }
-    if (!full && shift != nullptr) {
-      for (int64_t i = 0; i < 16; ++i) shift_tail[i] = i < s.cols ? shift[i] : 0.0f;
-      shift = shift_tail;
+  }
+  for (int64_t r = 0; r < s.rows; ++r) {
+    float line[16], add[16], factor[16], addend[16];
+    const float* in = c + r * 16;
+    // A whole row of 16 fp32 channels goes straight to memory; anything else goes through `line`.
+    const bool full = s.cols == 16;
+    const float* scale = s.scale[s.one_table ? 0 : r];
+    const float* shift = s.shift[s.one_table ? 0 : r];
+    for (int64_t i = 0; i < 16; ++i) {
+      factor[i] = scale == nullptr ? 1.0f : i < s.cols ? scale[i] : 0.0f;
+      addend[i] = shift == nullptr ? 0.0f : i < s.cols ? shift[i] : 0.0f;
     }
     const float* residual = nullptr;
     if (s.has_residual) {
@@ -142,9 +175,8 @@ void store(const Store& s, const float* c) {
     float* out = straight ? static_cast<float*>(s.y[r]) : line;
 #pragma GCC unroll 4
     for (int v = 0; v < 16; v += kLanes) {
-      Vec value = S::load(in + v);
-      if (scale != nullptr) value *= S::load(scale + v);
-      if (shift != nullptr) value += S::load(shift + v);
+      // The same expression as in store_rows, so that both contract to the same instruction.
+      Vec value = S::load(in + v) * S::load(factor + v) + S::load(addend + v);
       if (residual != nullptr) value += S::load(residual + v);
       S::save(out + v, activate(value, s.act));
     }

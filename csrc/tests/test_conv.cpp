@@ -9,6 +9,7 @@
 #include "../common/cpu.h"
 #include "../common/parallel.h"
 #include "../conv/pack.h"
+#include "../conv/plan.h"
 #include "check.h"
 #include "oracle.h"
 
@@ -27,16 +28,34 @@ std::vector<Isa> available() {
 DType any_dtype() { return static_cast<DType>(draw(0, 2)); }
 Layout any_layout() { return static_cast<Layout>(draw(0, 2)); }
 
+// Stands for the sum of the magnitudes of all terms in allowed(): the error of a Winograd output is at most 12 u T for
+// F(4,3), 4 u T for F(2,3), where T = sum over channels of max |x| in the input tile times sum |w|.
+double winograd_size(const Buffer& x, const Weight& w, const Problem& p, int64_t n, int64_t in, int64_t out, int64_t oy,
+                     int64_t ox, int64_t tile) {
+  const int64_t top = oy / tile * tile - p.pad[0], left = ox / tile * tile - p.pad[1];
+  double sum = 0;
+  for (int64_t k = 0; k < p.c_in / p.groups; ++k) {
+    double most = 0, weights = 0;
+    for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + tile + 2, p.x.h); ++y)
+      for (int64_t c = std::max<int64_t>(left, 0); c < std::min(left + tile + 2, p.x.w); ++c)
+        most = std::max<double>(most, std::fabs(x.at(n, in + k, y, c)));
+    for (int64_t t = 0; t < 9; ++t) weights += std::fabs(w.at(out, k, t / 3, t % 3));
+    sum += most * weights;
+  }
+  return sum * (tile == 4 ? 12 : 4) / 16;
+}
+
 // One random problem with all its memory.
 class Trial {
  public:
   Trial() {
-    depthwise_ = draw(0, 3) == 0;
+    const bool winograd = draw(0, 2) == 0;
+    depthwise_ = !winograd && draw(0, 3) == 0;
     const int64_t groups = depthwise_ ? draw(1, 37) : (draw(0, 2) == 0 ? draw(2, 3) : 1);
     const int64_t in = depthwise_ ? 1 : draw(draw(0, 9) == 0 ? 0 : 1, 19), out = depthwise_ ? 1 : draw(1, 35);
     // The whole weight is wider than the part that runs: the part is a prefix of every group.
-    weight_ =
-        std::make_unique<Weight>(groups * (out + draw_wider()), in + draw_wider(), draw(1, 3), draw(1, 3), any_dtype());
+    weight_ = std::make_unique<Weight>(groups * (out + draw_wider()), in + draw_wider(), winograd ? 3 : draw(1, 3),
+                                       winograd ? 3 : draw(1, 3), any_dtype());
     if (depthwise_) weight_ = std::make_unique<Weight>(groups, 1, weight_->kh, weight_->kw, weight_->dtype);
     const int64_t n = draw(1, 4), h = draw(1, 9), w = draw(1, 9);
     p_.c_in = groups * in;
@@ -45,6 +64,12 @@ class Trial {
     p_.kh = weight_->kh;
     p_.kw = weight_->kw;
     for (int i = 0; i < 2; ++i) p_.stride[i] = draw(1, 3), p_.pad[i] = draw(0, 3), p_.dil[i] = draw(1, 2);
+    if (winograd) {
+      p_.algo = coin() ? conv::Algo::Winograd43 : conv::Algo::Winograd23;
+      for (int i = 0; i < 2; ++i) p_.stride[i] = p_.dil[i] = 1;
+    } else if (coin()) {
+      p_.algo = conv::Algo::Direct;
+    }
     const int64_t oh = conv::out_size(h, p_.kh, p_.stride[0], p_.pad[0], p_.dil[0]);
     const int64_t ow = conv::out_size(w, p_.kw, p_.stride[1], p_.pad[1], p_.dil[1]);
     const DType dtype = any_dtype();
@@ -94,6 +119,8 @@ class Trial {
                   acc += term;
                   size += std::fabs(term);
                 }
+            if (const int64_t tile = conv::winograd_tile(p_); tile != 0)
+              size = winograd_size(*x_, *weight_, p_, xn, g * in, g * whole + c % out, oy, ox, tile);
             const int64_t at = y_->index(yn, c, oy, ox);
             const auto row = static_cast<size_t>(p_.epilogue.table_row ? p_.epilogue.table_row[xn] : 0);
             const size_t entry = row * static_cast<size_t>(p_.epilogue.table_stride) + static_cast<size_t>(c);
@@ -287,7 +314,8 @@ TEST(bands_and_panels) {
   for (const Isa isa : available()) {
     set_isa(isa);
     const int64_t h = 37, w = 23, in = 17, out = 50;
-    for (const Layout layout : {Layout::Nhwc, Layout::Nchw}) {
+    for (int trial = 0; trial < 6; ++trial) {
+      const Layout layout = trial % 2 == 0 ? Layout::Nhwc : Layout::Nchw;
       Buffer x(DType::F32, layout, 1, in, h, w), y(DType::F32, layout, 1, out, h, w);
       x.randomize(in);
       const Weight weight(out, in, 3, 3, DType::F32);
@@ -299,6 +327,7 @@ TEST(bands_and_panels) {
       p.x = x.view(), p.y = y.view();
       p.count = 1, p.c_in = in, p.c_out = out, p.kh = p.kw = 3, p.pad[0] = p.pad[1] = 1;
       p.weight = &panels;
+      p.algo = trial < 2 ? conv::Algo::Direct : trial < 4 ? conv::Algo::Winograd23 : conv::Algo::Winograd43;
       conv::run(p);
       for (int64_t c = 0; c < out; c += 7)
         for (int64_t oy = 0; oy < h; ++oy)
@@ -313,6 +342,7 @@ TEST(bands_and_panels) {
                   exact += term;
                   size += std::fabs(term);
                 }
+            if (trial >= 2) size = winograd_size(x, weight, p, 0, 0, c, oy, ox, trial < 4 ? 2 : 4);
             EXPECT(std::fabs(y.at(0, c, oy, ox) - exact) <= allowed(exact, size, DType::F32, Act::None), isa_name(isa));
           }
     }

@@ -51,7 +51,7 @@ void tile(const Named& it, int64_t n, int64_t taps, int64_t k, int64_t offset) {
   const Guarded b(static_cast<size_t>(taps * k * kPanel) * sizeof(float));
   for (int64_t i = 0; i < taps * k * kPanel; ++i) b.floats()[i] = normal();
   const Guarded c(static_cast<size_t>(n * kPanel) * sizeof(float));
-  it.kernels->tile(n, a.table.data(), offset, taps, k, b.floats(), k * kPanel, c.floats());
+  it.kernels->tile(n, a.table.data(), offset, taps, k, b.floats(), k * kPanel, false, c.floats());
   for (int64_t r = 0; r < n; ++r) {
     for (int64_t o = 0; o < kPanel; ++o) {
       double exact = 0, magnitude = 0;
@@ -176,9 +176,9 @@ TEST(tile_rows_agree_bit_for_bit) {
     const Rows a(taps * pitch, k);
     std::vector<float> b(static_cast<size_t>(taps * k * kPanel)), all(static_cast<size_t>(pitch * kPanel)), some(all);
     for (float& v : b) v = normal();
-    it.kernels->tile(pitch, a.table.data(), 0, taps, k, b.data(), k * kPanel, all.data());
+    it.kernels->tile(pitch, a.table.data(), 0, taps, k, b.data(), k * kPanel, false, all.data());
     for (int64_t n = 1; n < pitch; ++n) {
-      it.kernels->tile(n, a.table.data(), 0, taps, k, b.data(), k * kPanel, some.data());
+      it.kernels->tile(n, a.table.data(), 0, taps, k, b.data(), k * kPanel, false, some.data());
       EXPECT(std::memcmp(all.data(), some.data(), static_cast<size_t>(n * kPanel) * 4) == 0, it.name, " n ", n);
     }
   }

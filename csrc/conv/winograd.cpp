@@ -1,0 +1,164 @@
+#include "winograd.h"
+
+#include <cstring>
+
+#include "../common/arena.h"
+#include "item.h"
+
+namespace effkern::conv {
+namespace {
+
+constexpr int64_t kLine = 16;  // floats of padding that keep parallel streams out of one cache set
+
+// Input channels whose weights are transformed at a time: a row of transforms (24 KiB) is written to and read from L1.
+// The sums go on in memory, in the same order.
+constexpr int64_t kChunk = 64, kUPlane = kChunk * kPanel + kLine;
+
+// Sizes of the scratch buffers, in floats.
+struct Sizes {
+  int64_t side;              // of an input tile; side * side values are multiplied a tile and channel
+  int64_t tiles;             // of an item at most
+  int64_t v_pitch, v_plane;  // input transforms [value][tile][channel]
+  int64_t m_plane;           // products [value][tile][16]
+  int64_t v_total, u_total, m_total;
+
+  Sizes(const Problem& p, const Plan& plan) {
+    side = plan.tile + 2;
+    tiles = plan.samples * ((plan.rows + plan.tile - 1) / plan.tile) * ((p.y.w + plan.tile - 1) / plan.tile);
+    v_pitch = p.c_in % 512 == 0 ? p.c_in + kLine : p.c_in;
+    v_plane = (tiles * v_pitch + 15) / 16 * 16 + kLine;
+    m_plane = tiles * kPanel + kLine;
+    v_total = side * side * v_plane;
+    u_total = side * kUPlane;
+    m_total = side * side * m_plane;
+  }
+};
+
+class Worker {
+ public:
+  Worker(const Problem& p, const Plan& plan, const Kernels& kernels)
+      : p_(p), plan_(plan), k_(kernels), wino_(kernels.winograd(plan.tile)), size_(p, plan) {
+    Arena& arena = thread_arena();
+    arena.reset(static_cast<size_t>(winograd_scratch_bytes(p, plan, kernels)));
+    v_ = arena.take<float>(size_.v_total);
+    u_ = arena.take<float>(size_.u_total);
+    m_ = arena.take<float>(size_.m_total);
+    rows_ = arena.take<const float*>(size_.tiles + kMaxRows);
+    panel_ = arena.take<float>(p.weight->scratch_floats());
+    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch) : nullptr;
+    for (int64_t t = 0; t < size_.tiles; ++t) rows_[t] = v_ + t * size_.v_pitch;
+  }
+
+  void operator()(int64_t index, int64_t split) {
+    if (index != index_) {
+      index_ = index;
+      item_ = item_of(p_, plan_, index);
+      if (plan_.staged) stage(p_, plan_, item_, staged_);
+      transform_input();
+    }
+    const int64_t begin = plan_.panels * split / plan_.panel_splits;
+    const int64_t end = plan_.panels * (split + 1) / plan_.panel_splits;
+    for (int64_t panel = begin; panel < end; ++panel) run_panel(panel);
+  }
+
+ private:
+  void transform_input() {
+    const int64_t m = plan_.tile;
+    float* v = v_;
+    for (int64_t s = 0; s < item_.samples; ++s) {
+      const Image image = image_of(p_, plan_, item_, s, staged_);
+      for (int64_t oy = item_.row; oy < item_.row + item_.rows; oy += m)
+        for (int64_t ox = 0; ox < p_.y.w; ox += m, v += size_.v_pitch) {
+          const int64_t iy = oy - p_.pad[0], ix = ox - p_.pad[1];
+          InputTile tile;
+          tile.x = image.data + (iy - image.top) * image.row_pitch + ix * image.pixel_pitch;
+          tile.row_pitch = image.row_pitch;
+          tile.pixel_pitch = image.pixel_pitch;
+          tile.y0 = std::clamp<int64_t>(-iy, 0, size_.side);
+          tile.y1 = std::clamp<int64_t>(p_.x.h - iy, tile.y0, size_.side);
+          tile.x0 = std::clamp<int64_t>(-ix, 0, size_.side);
+          tile.x1 = std::clamp<int64_t>(p_.x.w - ix, tile.x0, size_.side);
+          wino_.input(tile, p_.c_in, v, size_.v_plane);
+        }
+    }
+    count_ = (v - v_) / size_.v_pitch;
+  }
+
+  void run_panel(int64_t panel) {
+    const int64_t out_group = p_.c_out / p_.groups, in_group = p_.c_in / p_.groups, per_group = panels_of(out_group);
+    const int64_t group = panel / per_group, first = panel % per_group * kPanel;
+    const float* g = p_.weight->panel(group, panel % per_group, panel_);
+    for (int64_t i = 0; i < size_.side; ++i)
+      for (int64_t k = 0; k < in_group; k += kChunk) {
+        const int64_t depth = std::min(kChunk, in_group - k);
+        wino_.weight(i, g + k * kPanel, p_.weight->tap_stride, depth, u_, kUPlane);
+        for (int64_t j = 0; j < size_.side; ++j) {
+          const int64_t value = i * size_.side + j, offset = value * size_.v_plane + group * in_group + k;
+          for (int64_t t = 0; t < count_; t += k_.rows)
+            k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, u_ + j * kUPlane, 0, k > 0,
+                    m_ + value * size_.m_plane + t * kPanel);
+        }
+      }
+    finish(group * out_group + first, std::min(kPanel, out_group - first));
+  }
+
+  void finish(int64_t channel, int64_t cols) {
+    const Epilogue& e = p_.epilogue;
+    const int64_t m = plan_.tile;
+    alignas(64) float c[kMaxStore * kPanel];
+    Store s = store_of(p_, cols);
+    s.one_table = true;  // a tile lies in one sample
+    const float* from = m_;
+    for (int64_t sample = 0; sample < item_.samples; ++sample) {
+      const int64_t i = item_.first + sample;
+      const int64_t table = e.table_row != nullptr ? e.table_row[x_row(p_, i)] * e.table_stride : 0;
+      s.scale[0] = e.scale != nullptr ? e.scale + table + channel : nullptr;
+      s.shift[0] = e.shift != nullptr ? e.shift + table + channel : nullptr;
+      const int64_t y0 = y_row(p_, i) * p_.y.sn + channel * p_.y.sc;
+      const int64_t r0 = s.has_residual ? residual_row(p_, i) * e.residual->sn + channel * e.residual->sc : 0;
+      for (int64_t oy = item_.row; oy < item_.row + item_.rows; oy += m)
+        for (int64_t ox = 0; ox < p_.y.w; ox += m, from += kPanel) {
+          wino_.output(from, size_.m_plane, c);
+          const int64_t h = std::min(m, p_.y.h - oy), w = std::min(m, p_.y.w - ox);
+          if (w < m)  // close the gaps of a cut tile
+            for (int64_t dy = 1; dy < h; ++dy) std::memmove(c + dy * w * kPanel, c + dy * m * kPanel, w * kPanel * 4);
+          s.rows = 0;
+          for (int64_t dy = 0; dy < h; ++dy)
+            for (int64_t dx = 0; dx < w; ++dx, ++s.rows) {
+              s.y[s.rows] = const_cast<char*>(at(p_.y, y0 + (oy + dy) * p_.y.sh + (ox + dx) * p_.y.sw));
+              if (s.has_residual)
+                s.residual[s.rows] = at(*e.residual, r0 + (oy + dy) * e.residual->sh + (ox + dx) * e.residual->sw);
+            }
+          k_.store(s, c);
+        }
+    }
+  }
+
+  const Problem& p_;
+  const Plan& plan_;
+  const Kernels& k_;
+  const WinogradKernels& wino_;
+  const Sizes size_;
+  Item item_{};
+  int64_t index_ = -1, count_ = 0;
+  float *v_, *u_, *m_, *panel_, *staged_;
+  const float** rows_;
+};
+
+}  // namespace
+
+int64_t winograd_scratch_bytes(const Problem& p, const Plan& plan, const Kernels&) {
+  const Sizes size(p, plan);
+  size_t bytes = Arena::bytes(size.v_total, sizeof(float)) + Arena::bytes(size.u_total, sizeof(float)) +
+                 Arena::bytes(size.m_total, sizeof(float)) + Arena::bytes(size.tiles + kMaxRows, sizeof(float*)) +
+                 Arena::bytes(p.weight->scratch_floats(), sizeof(float));
+  if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch, sizeof(float));
+  return static_cast<int64_t>(bytes);
+}
+
+void run_winograd(const Problem& p, const Plan& plan, const Kernels& kernels, int64_t begin, int64_t end) {
+  Worker work(p, plan, kernels);
+  for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
+}
+
+}  // namespace effkern::conv

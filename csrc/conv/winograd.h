@@ -1,0 +1,18 @@
+// 3x3 stride-1 convolution by Winograd's minimal filtering, F(4x4, 3x3) and F(2x2, 3x3). Weights stay panels: a panel
+// is transformed when it is used, which costs as much as 3 tiles of arithmetic and reads a quarter of the memory that
+// transformed weights would take.
+#pragma once
+
+#include "plan.h"
+#include "problem.h"
+#include "ukernel.h"
+
+namespace effkern::conv {
+
+// Scratch of one thread, in bytes.
+int64_t winograd_scratch_bytes(const Problem& problem, const Plan& plan, const Kernels& kernels);
+
+// Does the plan's units [begin, end) on the calling thread.
+void run_winograd(const Problem& problem, const Plan& plan, const Kernels& kernels, int64_t begin, int64_t end);
+
+}  // namespace effkern::conv

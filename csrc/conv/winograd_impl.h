@@ -1,0 +1,223 @@
+// Winograd transforms, written once over the number of lanes. Included by ukernel_<isa>.cpp after ukernel_impl.h, in
+// that set's namespace; includes nothing itself.
+//
+// F(4,3) uses the points 0, +-1/q, +-q, infinity with q = sqrt(2), which lose less than half of the digits that 0, +-1,
+// +-2 lose; F(2,3) uses 0, +-1, infinity. Matrices after Lavin and Gray, "Fast Algorithms for Convolutional Neural
+// Networks" (2016), section 4.
+
+template <int kLanes>
+struct F43 {
+  using Vec = typename Simd<kLanes>::Vec;
+  static constexpr int kOut = 4, kSide = 6;
+  static constexpr float kQ = 1.41421356237309504880f;
+
+  // B^T d, two rows at a time: each pair shares its inputs, and few values live at once.
+  static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      const Vec a = d[4] - 2.0f * d[2], b = d[1] - 0.5f * d[3];
+      out[0] = a - kQ * b;
+      out[1] = a + kQ * b;
+    } else if constexpr (pair == 1) {
+      const Vec a = d[4] - 0.5f * d[2], b = d[3] - 0.5f * d[1];
+      out[0] = a + kQ * b;
+      out[1] = a - kQ * b;
+    } else {
+      out[0] = d[0] + d[4] - 2.5f * d[2];
+      out[1] = d[1] + d[5] - 2.5f * d[3];
+    }
+  }
+
+  // Row `i` of G times (g0, g1, g2).
+  template <int i>
+  static Vec weight_row(Vec g0, Vec g1, Vec g2) {
+    if constexpr (i == 0) return g0;
+    if constexpr (i == 1) return (-kQ / 3) * g1 - (g0 * (2.0f / 3) + g2 * (1.0f / 3));
+    if constexpr (i == 2) return (kQ / 3) * g1 - (g0 * (2.0f / 3) + g2 * (1.0f / 3));
+    if constexpr (i == 3) return (kQ / 6) * g1 + (g0 * (1.0f / 6) + g2 * (1.0f / 3));
+    if constexpr (i == 4) return (-kQ / 6) * g1 + (g0 * (1.0f / 6) + g2 * (1.0f / 3));
+    return g2;
+  }
+
+  static void weight(Vec g0, Vec g1, Vec g2, Vec* u) {
+    const Vec s = g0 * (2.0f / 3) + g2 * (1.0f / 3), t = g0 * (1.0f / 6) + g2 * (1.0f / 3);
+    u[0] = g0;
+    u[1] = (-kQ / 3) * g1 - s;
+    u[2] = (kQ / 3) * g1 - s;
+    u[3] = (kQ / 6) * g1 + t;
+    u[4] = (-kQ / 6) * g1 + t;
+    u[5] = g2;
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    const Vec s1 = m[step] + m[2 * step], t1 = m[step] - m[2 * step];
+    const Vec s2 = m[3 * step] + m[4 * step], t2 = m[3 * step] - m[4 * step];
+    y[0] = m[0] + s1 + s2;
+    y[1] = kQ * (0.5f * t1 + t2);
+    y[2] = 0.5f * s1 + 2.0f * s2;
+    y[3] = kQ * (0.25f * t1 + 2.0f * t2) + m[5 * step];
+  }
+};
+
+template <int kLanes>
+struct F23 {
+  using Vec = typename Simd<kLanes>::Vec;
+  static constexpr int kOut = 2, kSide = 4;
+
+  static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {1, 2}};
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      out[0] = d[0] - d[2];
+      out[1] = d[1] - d[3];
+    } else {
+      out[0] = d[1] + d[2];
+      out[1] = d[2] - d[1];
+    }
+  }
+
+  template <int i>
+  static Vec weight_row(Vec g0, Vec g1, Vec g2) {
+    if constexpr (i == 0) return g0;
+    if constexpr (i == 1) return 0.5f * (g0 + g2) + 0.5f * g1;
+    if constexpr (i == 2) return 0.5f * (g0 + g2) - 0.5f * g1;
+    return g2;
+  }
+
+  static void weight(Vec g0, Vec g1, Vec g2, Vec* u) {
+    const Vec s = 0.5f * (g0 + g2);
+    u[0] = g0;
+    u[1] = s + 0.5f * g1;
+    u[2] = s - 0.5f * g1;
+    u[3] = g2;
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    y[0] = m[0] + m[step] + m[2 * step];
+    y[1] = m[step] - m[2 * step] - m[3 * step];
+  }
+};
+
+// Rows kRow[pair] of B^T d B for kLanes channels of one tile; the pixels (i, j) lie at x[i * row + j * pixel].
+template <int kLanes, template <int> class F, int pair = 0>
+inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* v, int64_t plane) {
+  using S = Simd<kLanes>;
+  using Vec = typename S::Vec;
+  using T = F<kLanes>;
+  constexpr int kSide = T::kSide;
+  if constexpr (pair < T::kPairs) {
+    Vec t[2][kSide];
+#pragma GCC unroll 8
+    for (int j = 0; j < kSide; ++j) {
+      Vec d[kSide], out[2];
+#pragma GCC unroll 8
+      for (int i = 0; i < kSide; ++i) d[i] = S::load(x + i * row + j * pixel);
+      T::template input<pair>(d, out);
+      t[0][j] = out[0];
+      t[1][j] = out[1];
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      float* to = v + T::kRow[pair][r] * kSide * plane;
+      Vec out[6];
+      T::template input<0>(t[r], out);
+      T::template input<1>(t[r], out + 2);
+      if constexpr (T::kPairs == 3) T::template input<2>(t[r], out + 4);
+#pragma GCC unroll 8
+      for (int j = 0; j < kSide; ++j) S::save(to + T::kRow[j / 2][j % 2] * plane, out[j]);
+    }
+    wino_input_lanes<kLanes, F, pair + 1>(x, row, pixel, v, plane);
+  }
+}
+
+// A tile over the border of the image, or the last few channels: through a padded copy, so that nothing outside is
+// read.
+template <int kLanes, template <int> class F>
+void wino_input_padded(const InputTile& t, int64_t c, int64_t channels, float* v, int64_t plane) {
+  using S = Simd<kLanes>;
+  constexpr int kSide = F<kLanes>::kSide;
+  alignas(64) float copy[kSide * kSide * kLanes], result[kSide * kSide * kLanes];
+  for (int i = 0; i < kSide; ++i)
+    for (int j = 0; j < kSide; ++j) {
+      float* to = copy + (i * kSide + j) * kLanes;
+      const float* from = t.x + i * t.row_pitch + j * t.pixel_pitch + c;
+      if (i < t.y0 || i >= t.y1 || j < t.x0 || j >= t.x1) {
+        S::save(to, typename S::Vec{});
+      } else if (channels == kLanes) {
+        S::save(to, S::load(from));
+      } else {
+        for (int64_t l = 0; l < kLanes; ++l) to[l] = l < channels ? from[l] : 0.0f;
+      }
+    }
+  if (channels == kLanes) return wino_input_lanes<kLanes, F>(copy, kSide * kLanes, kLanes, v + c, plane);
+  wino_input_lanes<kLanes, F>(copy, kSide * kLanes, kLanes, result, kLanes);
+  for (int k = 0; k < kSide * kSide; ++k)
+    for (int64_t l = 0; l < channels; ++l) v[k * plane + c + l] = result[k * kLanes + l];
+}
+
+// One tile of the input, all channels: v[(i * side + j) * plane + channel] = (B^T d B)[i][j].
+template <int kLanes, template <int> class F>
+void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
+  constexpr int kSide = F<kLanes>::kSide;
+  const bool inside = t.y0 == 0 && t.x0 == 0 && t.y1 == kSide && t.x1 == kSide;
+  int64_t c = 0;
+  if (inside)
+    for (; c + kLanes <= channels; c += kLanes)
+      wino_input_lanes<kLanes, F>(t.x + c, t.row_pitch, t.pixel_pitch, v + c, plane);
+  for (; c < channels; c += kLanes)
+    wino_input_padded<kLanes, F>(t, c, channels - c < kLanes ? channels - c : kLanes, v, plane);
+}
+
+// Row i of the transformed weights of one panel: u[j * plane + k * 16 + lane] = (G g G^T)[i][j] for k < channels.
+template <int kLanes, template <int> class F, int i>
+void wino_weight_row(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
+  using S = Simd<kLanes>;
+  using Vec = typename S::Vec;
+  using T = F<kLanes>;
+  for (int64_t k = 0; k < channels * 16; k += kLanes) {
+    Vec h[3], out[T::kSide];
+#pragma GCC unroll 3
+    for (int c = 0; c < 3; ++c)
+      h[c] = T::template weight_row<i>(S::load(g + c * tap_stride + k), S::load(g + (3 + c) * tap_stride + k),
+                                       S::load(g + (6 + c) * tap_stride + k));
+    T::weight(h[0], h[1], h[2], out);
+#pragma GCC unroll 8
+    for (int j = 0; j < T::kSide; ++j) S::save(u + j * plane + k, out[j]);
+  }
+}
+
+template <int kLanes, template <int> class F, int i = 0>
+void wino_weight(int64_t row, const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
+  if constexpr (i < F<kLanes>::kSide) {
+    if (row == i) return wino_weight_row<kLanes, F, i>(g, tap_stride, channels, u, plane);
+    wino_weight<kLanes, F, i + 1>(row, g, tap_stride, channels, u, plane);
+  }
+}
+
+// One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j].
+template <int kLanes, template <int> class F>
+void wino_output(const float* m, int64_t plane, float* c) {
+  using S = Simd<kLanes>;
+  using Vec = typename S::Vec;
+  using T = F<kLanes>;
+  for (int lane = 0; lane < 16; lane += kLanes) {
+    Vec rows[T::kSide * T::kOut];
+#pragma GCC unroll 8
+    for (int i = 0; i < T::kSide; ++i) {
+      Vec in[T::kSide];
+#pragma GCC unroll 8
+      for (int j = 0; j < T::kSide; ++j) in[j] = S::load(m + (i * T::kSide + j) * plane + lane);
+      T::output(in, 1, rows + i * T::kOut);
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < T::kOut; ++j) {
+      Vec out[T::kOut];
+      T::output(rows + j, T::kOut, out);
+#pragma GCC unroll 8
+      for (int i = 0; i < T::kOut; ++i) S::save(c + (i * T::kOut + j) * 16 + lane, out[i]);
+    }
+  }
+}
+
+#define WINOGRAD(lanes, f) {wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}
