@@ -22,6 +22,7 @@ IMPORT = re.compile(r"^ *(from effkern\S* import .+)$", re.MULTILINE)
 #: Page -> what its examples take for granted: networks and data small enough for a test.
 GIVEN = {
     "README.md": "",
+    "docs/optimize.md": "",
     "docs/ops/block_skip.md": "",
     "docs/ops/pq.md": """
         model = create_model("resnet20", widths=(8, 8, 8), blocks=(1, 1, 1))

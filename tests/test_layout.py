@@ -19,7 +19,7 @@ NN = OPS | {"nn"}
 MODELS = NN | {"models"}
 NEUTRAL = frozenset({"data", "training", "info"})
 ALLOWED: dict[str, frozenset[str]] = {
-    "__init__": NN,
+    "__init__": NN | {"inference"},  # effkern.optimize, imported on first use
     "_version": frozenset(),
     "_library": frozenset({"_version"}),
     "testing": frozenset({"_version"}),
@@ -30,7 +30,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "data": frozenset({"_version", "training"}),
     "training": NN | {"info"},
     **{family: NN | NEUTRAL | {family} for family in FAMILIES},
-    **{room: MODELS | NEUTRAL | FAMILIES | TOP for room in TOP},
+    "inference": MODELS | FAMILIES,
+    **{room: MODELS | NEUTRAL | FAMILIES | {"inference"} | TOP for room in TOP},
 }
 FILES = sorted(p for p in PACKAGE.rglob("*.py"))
 

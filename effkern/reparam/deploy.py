@@ -34,6 +34,17 @@ def fold_block(block: BranchBlock | ConvBN) -> RepConv2d:
     Raises:
         ReparamError: if the block has no exact fold.
     """
+    folded, convs = read_block(block)
+    act = block.act if isinstance(block, BranchBlock) else "none"
+    return _layer(folded, convs, act, list(block.parameters()))
+
+
+def read_block(block: BranchBlock | ConvBN) -> tuple[Conv, list[nn.Conv2d]]:
+    """The numbers of the one convolution that ``block`` is without its activation, and the convolutions it is made of.
+
+    Raises:
+        ReparamError: if the block has no exact fold.
+    """
     branches = [block] if isinstance(block, ConvBN) else list(block.branches.values())
     convs, folded = [], []
     for branch in branches:
@@ -48,8 +59,7 @@ def fold_block(block: BranchBlock | ConvBN) -> RepConv2d:
             )
     if not convs:
         raise ReparamError("no branch is a convolution", "leave the block as it is")
-    act = block.act if isinstance(block, BranchBlock) else "none"
-    return _layer(add(folded), convs, act, list(block.parameters()))
+    return add(folded), convs
 
 
 def _layer(conv: Conv, like: Sequence[nn.Conv2d], act: str, parameters: Sequence[nn.Parameter]) -> RepConv2d:
