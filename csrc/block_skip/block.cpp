@@ -14,8 +14,8 @@ constexpr int64_t kCacheFloats = (512 << 10) / 4;
 }  // namespace
 
 Block::Block(const char* op, Kind kind, const Tensor* weights, const Tensor* biases, int64_t c_in, ScalarType dtype,
-             int64_t stride, conv::Act act, int64_t first)
-    : stride_(stride), act_(act) {
+             int64_t stride, conv::Act act, conv::Algo algo, int64_t first)
+    : stride_(stride), act_(act), algo_(algo) {
   EFFKERN_CHECK_VALUE(stride >= 1 && stride < (int64_t{1} << 31), op, ": stride must be at least 1, got ", stride);
   const size_t n = convs_of(kind);
   convs_.reserve(n);
@@ -49,13 +49,14 @@ int64_t Block::scratch_floats(int64_t h, int64_t w) const {
 
 void Block::run(const conv::Activation& x, const int64_t* x_rows, const conv::Activation& residual,
                 const int64_t* residual_rows, const conv::Activation& y, const int64_t* y_rows, int64_t count,
-                float* scratch) const {
+                float* scratch, int64_t threads) const {
   conv::Activation in = x;
   for (size_t i = 0; i < convs_.size(); ++i) {
     const Conv& c = convs_[i];
     const bool last = i + 1 == convs_.size();
     const int64_t h = (in.h - 1) / c.stride + 1, w = (in.w - 1) / c.stride + 1;
     conv::Problem p;
+    p.algo = algo_;
     p.x = in;
     p.x_rows = i == 0 ? x_rows : nullptr;
     p.y = last ? y : nhwc(scratch, count, c.c_out, h, w);
@@ -72,7 +73,7 @@ void Block::run(const conv::Activation& x, const int64_t* x_rows, const conv::Ac
       p.epilogue.residual = &residual;
       p.epilogue.residual_rows = residual_rows;
     }
-    conv::run(p);
+    conv::run(p, threads);
     in = p.y;
     scratch += count * c.c_out * h * w;
   }
@@ -85,25 +86,25 @@ Scratch::Scratch(int64_t floats) {
 }
 
 int64_t samples_at_a_time(int64_t floats_per_sample) {
-  return num_threads() * std::max<int64_t>(1, kCacheFloats / std::max<int64_t>(1, floats_per_sample));
+  return std::max<int64_t>(1, kCacheFloats / std::max<int64_t>(1, floats_per_sample));
 }
 
 void run_block(const Block& block, const Decision& decision, const conv::Activation& x,
-               const conv::Activation& residual, const conv::Activation& y) {
+               const conv::Activation& residual, const conv::Activation& y, int64_t threads) {
   const int64_t kept = static_cast<int64_t>(decision.kept.size()), soft = static_cast<int64_t>(decision.soft.size());
   if (kept + soft == 0) return;
   const int64_t inner = block.scratch_floats(x.h, x.w), out = y.c * y.h * y.w;
-  const int64_t step = std::min(std::max(kept, soft), samples_at_a_time(inner));
+  const int64_t step = std::min(std::max(kept, soft), (threads == 1 ? 1 : num_threads()) * samples_at_a_time(inner));
   const Scratch scratch(step * (inner + (soft > 0 ? out : 0)));
   for (int64_t i = 0; i < kept; i += step) {
     const int64_t* rows = decision.kept.data() + i;
-    block.run(x, rows, residual, rows, y, rows, std::min(step, kept - i), scratch.data());
+    block.run(x, rows, residual, rows, y, rows, std::min(step, kept - i), scratch.data(), threads);
   }
   for (int64_t i = 0; i < soft; i += step) {
     const int64_t* rows = decision.soft.data() + i;
     const int64_t count = std::min(step, soft - i);
     const conv::Activation z = nhwc(scratch.data() + step * inner, count, y.c, y.h, y.w);
-    block.run(x, rows, residual, rows, z, nullptr, count, scratch.data());
+    block.run(x, rows, residual, rows, z, nullptr, count, scratch.data(), threads);
     blend_rows(z, decision.gate.data() + i, residual, y, rows, count);
   }
 }

@@ -4,6 +4,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/parallel.h"
 #include "block.h"
 
 namespace effkern::block_skip {
@@ -16,10 +17,10 @@ Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep
                   const std::string& algo) {
   const Activation in = activation(x, {op, "x"});
   const conv::Act activate = act_from_name(act, op);
-  check_algo(algo, op);
+  const conv::Algo algorithm = algo_from_name(algo, op);
   const KeepMask mask(keep, 1, {op, "keep"});
   EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, "], got shape ", shape_text(keep));
-  const Block block(op, kind, weights, biases, in.c, x.scalar_type(), stride, activate);
+  const Block block(op, kind, weights, biases, in.c, x.scalar_type(), stride, activate, algorithm);
   const int64_t h = conv::out_size(in.h, 1, stride, 0, 1), w = conv::out_size(in.w, 1, stride, 0, 1);
 
   Activation residual = in;
@@ -38,7 +39,7 @@ Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep
   const Decision decision = mask.decide(0, 0, in.n);
   copy_rows(residual, decision.dropped.data(), out, decision.dropped.data(),
             static_cast<int64_t>(decision.dropped.size()));
-  run_block(block, decision, in, residual, out);
+  run_block(block, decision, in, residual, out, 0);
   return y;
 }
 
@@ -66,7 +67,7 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
   constexpr const char* op = "skip_stage";
   const Activation in = activation(x, {op, "x"});
   const conv::Act activate = act_from_name(act, op);
-  check_algo(algo, op);
+  const conv::Algo algorithm = algo_from_name(algo, op);
   const Kind form = kind_from_name(kind, op);
   const KeepMask mask(keep, 2, {op, "keep"});
   const size_t convs = convs_of(form), blocks = static_cast<size_t>(mask.blocks());
@@ -78,7 +79,7 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
   run.reserve(blocks);
   int64_t inner = 0;
   for (size_t b = 0; b < blocks; ++b) {
-    run.emplace_back(op, form, &weights[b * convs], &biases[b * convs], in.c, x.scalar_type(), 1, activate,
+    run.emplace_back(op, form, &weights[b * convs], &biases[b * convs], in.c, x.scalar_type(), 1, activate, algorithm,
                      static_cast<int64_t>(b * convs) + 1);
     EFFKERN_CHECK_VALUE(run.back().c_out() == in.c, op, ": block ", b, " must keep x's ", in.c, " channels, got ",
                         run.back().c_out());
@@ -89,19 +90,29 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
   const Activation out = activation(y, {op, "y"});
 
   // Depth first: a group of samples goes through all blocks while it is in cache. Between blocks the state is fp32
-  // channels-last, in the output itself where that is both.
-  const int64_t floats = in.c * in.h * in.w, group = samples_at_a_time(floats + inner);
+  // channels-last, in the output itself where that is both. Threads take groups; a batch of one is shared inside its
+  // convolutions.
+  const int64_t floats = in.c * in.h * in.w, threads = in.n == 1 ? 0 : 1;
+  const int64_t fair = (in.n + num_threads() - 1) / num_threads();
+  const int64_t group = std::min(samples_at_a_time(floats + inner), fair);
   const bool in_place = out.dtype == DType::F32 && out.sc == 1;
-  const Scratch scratch(in_place ? 0 : std::min(group, in.n) * floats);
-  for (int64_t begin = 0; begin < in.n; begin += group) {
-    const int64_t end = std::min(in.n, begin + group);
-    const Activation from = from_sample(in, begin), to = from_sample(out, begin);
-    const Activation state = in_place ? to : nhwc(scratch.data(), end - begin, in.c, in.h, in.w);
-    copy_rows(from, nullptr, state, nullptr, end - begin);
-    for (size_t b = 0; b < blocks; ++b)
-      run_block(run[b], mask.decide(static_cast<int64_t>(b), begin, end), state, state, state);
-    if (!in_place) copy_rows(state, nullptr, to, nullptr, end - begin);
-  }
+  const auto walk = [&](int64_t begin, int64_t end) {
+    const Scratch scratch(in_place ? 0 : group * floats);
+    for (int64_t first = begin * group; first < std::min(in.n, end * group); first += group) {
+      const int64_t last = std::min(in.n, first + group);
+      const Activation from = from_sample(in, first), to = from_sample(out, first);
+      const Activation state = in_place ? to : nhwc(scratch.data(), last - first, in.c, in.h, in.w);
+      copy_rows(from, nullptr, state, nullptr, last - first);
+      for (size_t b = 0; b < blocks; ++b)
+        run_block(run[b], mask.decide(static_cast<int64_t>(b), first, last), state, state, state, threads);
+      if (!in_place) copy_rows(state, nullptr, to, nullptr, last - first);
+    }
+  };
+  const int64_t groups = (in.n + group - 1) / group;
+  if (threads == 0)
+    walk(0, groups);
+  else
+    parallel_for(0, groups, 1, walk);
   return y;
 }
 

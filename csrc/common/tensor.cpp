@@ -112,9 +112,13 @@ conv::Act act_from_name(const std::string& name, const char* op) {
   fail("ValueError", op, ": act must be none, relu, relu6, hardswish or silu, got '", name, "'");
 }
 
-void check_algo(const std::string& algo, const char* op) {
-  EFFKERN_CHECK_VALUE(algo == "auto" || algo == "direct", op, ": algo must be auto or direct, got '", algo, "'");
+conv::Algo algo_from_name(const std::string& name, const char* op) {
+  if (name == "auto") return conv::Algo::Auto;
+  if (name == "direct") return conv::Algo::Direct;
+  fail("ValueError", op, ": algo must be auto or direct, got '", name, "'");
 }
+
+void check_algo(const std::string& algo, const char* op) { algo_from_name(algo, op); }
 
 Geometry geometry(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
                   const std::vector<int64_t>& dilation, const char* op) {

@@ -66,6 +66,7 @@ class FloatVector {
 };
 
 conv::Act act_from_name(const std::string& name, const char* op);
+conv::Algo algo_from_name(const std::string& name, const char* op);
 void check_algo(const std::string& algo, const char* op);
 
 // stride, padding, dilation of a 2-d convolution, checked.

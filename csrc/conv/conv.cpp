@@ -131,9 +131,9 @@ class Worker {
 
 }  // namespace
 
-void run(const Problem& p) {
+void run(const Problem& p, int64_t threads) {
   if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
-  const int64_t threads = is_small(p) ? 1 : num_threads();
+  if (threads == 0) threads = is_small(p) ? 1 : num_threads();
   const Plan plan = make_plan(p, threads);
   const Kernels& k = kernels(isa());
   const auto body = [&](int64_t begin, int64_t end) {

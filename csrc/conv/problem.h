@@ -94,9 +94,10 @@ inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad,
   return span < 0 ? 0 : span / stride + 1;
 }
 
-// Runs the problem on all threads of the pool. The result of a sample does not depend on the other samples, on count,
+// Runs the problem on `threads` threads of the pool (0: all of them; 1: on the calling thread, also inside a parallel
+// loop). The result of a sample does not depend on the other samples, on count,
 // on the order of the lists or on the number of threads, bit for bit: every output element is one sum over (tap,
 // input channel) in ascending order, or for Winograd over input channels in every product of its tile.
-void run(const Problem& problem);
+void run(const Problem& problem, int64_t threads = 0);
 
 }  // namespace effkern::conv

@@ -35,10 +35,13 @@ struct InputTile {
 
 // The transforms of F(m x m, 3 x 3) on tiles of side m + 2; values (i, j) of a tile are numbered i * side + j.
 struct WinogradKernels {
+  int pairs;            // rows of a tile are transformed two at a time
+  const int (*row)[2];  // the rows of each pair
   // v[value * plane + channel] for one tile and all channels.
   void (*input)(const InputTile& tile, int64_t channels, float* v, int64_t plane);
-  // Row i of the weight transforms of a panel [tap][channel][16]: u[j * plane + channel * 16 + (0..16)].
-  void (*weight)(int64_t i, const float* panel, int64_t tap_stride, int64_t channels, float* u, int64_t plane);
+  // Rows row[pair] of the weight transforms of a panel [tap][channel][16]: value (row[pair][r], j) of a channel lies at
+  // u[(r * side + j) * plane + channel * 16 + (0..16)].
+  void (*weight)(int64_t pair, const float* panel, int64_t tap_stride, int64_t channels, float* u, int64_t plane);
   // c[(i * m + j) * 16 + (0..16)] from the products m[value * plane + (0..16)].
   void (*output)(const float* m, int64_t plane, float* c);
 };

@@ -29,25 +29,21 @@ struct F43 {
     }
   }
 
-  // Row `i` of G times (g0, g1, g2).
-  template <int i>
-  static Vec weight_row(Vec g0, Vec g1, Vec g2) {
-    if constexpr (i == 0) return g0;
-    if constexpr (i == 1) return (-kQ / 3) * g1 - (g0 * (2.0f / 3) + g2 * (1.0f / 3));
-    if constexpr (i == 2) return (kQ / 3) * g1 - (g0 * (2.0f / 3) + g2 * (1.0f / 3));
-    if constexpr (i == 3) return (kQ / 6) * g1 + (g0 * (1.0f / 6) + g2 * (1.0f / 3));
-    if constexpr (i == 4) return (-kQ / 6) * g1 + (g0 * (1.0f / 6) + g2 * (1.0f / 3));
-    return g2;
-  }
-
-  static void weight(Vec g0, Vec g1, Vec g2, Vec* u) {
-    const Vec s = g0 * (2.0f / 3) + g2 * (1.0f / 3), t = g0 * (1.0f / 6) + g2 * (1.0f / 3);
-    u[0] = g0;
-    u[1] = (-kQ / 3) * g1 - s;
-    u[2] = (kQ / 3) * g1 - s;
-    u[3] = (kQ / 6) * g1 + t;
-    u[4] = (-kQ / 6) * g1 + t;
-    u[5] = g2;
+  // Rows kRow[pair] of G times (g0, g1, g2).
+  template <int pair>
+  static void weight(const Vec* g, Vec* u) {
+    if constexpr (pair == 0) {
+      const Vec s = g[0] * (2.0f / 3) + g[2] * (1.0f / 3);
+      u[0] = (-kQ / 3) * g[1] - s;
+      u[1] = (kQ / 3) * g[1] - s;
+    } else if constexpr (pair == 1) {
+      const Vec s = g[0] * (1.0f / 6) + g[2] * (1.0f / 3);
+      u[0] = (kQ / 6) * g[1] + s;
+      u[1] = (-kQ / 6) * g[1] + s;
+    } else {
+      u[0] = g[0];
+      u[1] = g[2];
+    }
   }
 
   static void output(const Vec* m, int64_t step, Vec* y) {
@@ -77,20 +73,16 @@ struct F23 {
     }
   }
 
-  template <int i>
-  static Vec weight_row(Vec g0, Vec g1, Vec g2) {
-    if constexpr (i == 0) return g0;
-    if constexpr (i == 1) return 0.5f * (g0 + g2) + 0.5f * g1;
-    if constexpr (i == 2) return 0.5f * (g0 + g2) - 0.5f * g1;
-    return g2;
-  }
-
-  static void weight(Vec g0, Vec g1, Vec g2, Vec* u) {
-    const Vec s = 0.5f * (g0 + g2);
-    u[0] = g0;
-    u[1] = s + 0.5f * g1;
-    u[2] = s - 0.5f * g1;
-    u[3] = g2;
+  template <int pair>
+  static void weight(const Vec* g, Vec* u) {
+    if constexpr (pair == 0) {
+      u[0] = g[0];
+      u[1] = g[2];
+    } else {
+      const Vec s = 0.5f * (g[0] + g[2]);
+      u[0] = s + 0.5f * g[1];
+      u[1] = s - 0.5f * g[1];
+    }
   }
 
   static void output(const Vec* m, int64_t step, Vec* y) {
@@ -169,30 +161,41 @@ void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
     wino_input_padded<kLanes, F>(t, c, channels - c < kLanes ? channels - c : kLanes, v, plane);
 }
 
-// Row i of the transformed weights of one panel: u[j * plane + k * 16 + lane] = (G g G^T)[i][j] for k < channels.
-template <int kLanes, template <int> class F, int i>
-void wino_weight_row(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
+// Rows kRow[pair] of the transformed weights of one panel: u[(r * side + j) * plane + k * 16 + lane] =
+// (G g G^T)[kRow[pair][r]][j] for k < channels.
+template <int kLanes, template <int> class F, int pair>
+void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
   using S = Simd<kLanes>;
   using Vec = typename S::Vec;
   using T = F<kLanes>;
   for (int64_t k = 0; k < channels * 16; k += kLanes) {
-    Vec h[3], out[T::kSide];
+    Vec h[2][3];
 #pragma GCC unroll 3
-    for (int c = 0; c < 3; ++c)
-      h[c] = T::template weight_row<i>(S::load(g + c * tap_stride + k), S::load(g + (3 + c) * tap_stride + k),
-                                       S::load(g + (6 + c) * tap_stride + k));
-    T::weight(h[0], h[1], h[2], out);
+    for (int c = 0; c < 3; ++c) {
+      Vec column[3], out[2];
+#pragma GCC unroll 3
+      for (int i = 0; i < 3; ++i) column[i] = S::load(g + (i * 3 + c) * tap_stride + k);
+      T::template weight<pair>(column, out);
+      h[0][c] = out[0];
+      h[1][c] = out[1];
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      Vec out[6];
+      T::template weight<0>(h[r], out);
+      T::template weight<1>(h[r], out + 2);
+      if constexpr (T::kPairs == 3) T::template weight<2>(h[r], out + 4);
 #pragma GCC unroll 8
-    for (int j = 0; j < T::kSide; ++j) S::save(u + j * plane + k, out[j]);
+      for (int j = 0; j < T::kSide; ++j) S::save(u + (r * T::kSide + T::kRow[j / 2][j % 2]) * plane + k, out[j]);
+    }
   }
 }
 
-template <int kLanes, template <int> class F, int i = 0>
-void wino_weight(int64_t row, const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
-  if constexpr (i < F<kLanes>::kSide) {
-    if (row == i) return wino_weight_row<kLanes, F, i>(g, tap_stride, channels, u, plane);
-    wino_weight<kLanes, F, i + 1>(row, g, tap_stride, channels, u, plane);
-  }
+template <int kLanes, template <int> class F>
+void wino_weight(int64_t pair, const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
+  if (pair == 0) return wino_weight_pair<kLanes, F, 0>(g, tap_stride, channels, u, plane);
+  if (pair == 1) return wino_weight_pair<kLanes, F, 1>(g, tap_stride, channels, u, plane);
+  if constexpr (F<kLanes>::kPairs == 3) wino_weight_pair<kLanes, F, 2>(g, tap_stride, channels, u, plane);
 }
 
 // One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j].
@@ -220,4 +223,5 @@ void wino_output(const float* m, int64_t plane, float* c) {
   }
 }
 
-#define WINOGRAD(lanes, f) {wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}
+#define WINOGRAD(lanes, f) \
+  {f<lanes>::kPairs, f<lanes>::kRow, wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}

@@ -9,11 +9,13 @@ namespace {
 
 // What both ops do once the weight's dimensions are known. `bias` is that of the call; a handle carries its own.
 Tensor convolve(const Tensor& x, const Tensor& weight, const PackedWeight::Dims& dims, const FloatVector& bias,
-                const Geometry& g, const std::string& act, const MaybeTensor& residual, const char* op) {
+                const Geometry& g, const std::string& act, const MaybeTensor& residual, const std::string& algo,
+                const char* op) {
   const conv::Activation in = activation(x, {op, "x"});
   EFFKERN_CHECK_VALUE(in.c == dims.in_per_group * dims.groups, op, ": x must have ", dims.in_per_group * dims.groups,
                       " channels (the weight's ", dims.in_per_group, " x groups = ", dims.groups, "), got ", in.c);
   const conv::Act activate = act_from_name(act, op);
+  const conv::Algo algorithm = algo_from_name(algo, op);
   int64_t map[2];
   output_map(x, dims.kh, dims.kw, g, op, map);
 
@@ -30,6 +32,7 @@ Tensor convolve(const Tensor& x, const Tensor& weight, const PackedWeight::Dims&
   if (y.numel() == 0) return y;
   const PackedWeight packed(weight, dims, {dims.groups, dims.out_channels / dims.groups, dims.in_per_group});
   conv::Problem problem;
+  problem.algo = algorithm;
   problem.x = in;
   problem.y = activation(y, {op, "y"});
   problem.count = in.n;
@@ -53,8 +56,7 @@ Tensor rep_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias
   EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle; call rep_conv2d_packed");
   const PackedWeight::Dims dims = PackedWeight::dims(weight, groups, {op, "weight"}, &dtype);
   const FloatVector b(bias, dims.out_channels, dtype, {op, "bias"});
-  check_algo(algo, op);
-  return convolve(x, weight, dims, b, geometry(stride, padding, dilation, op), act, residual, op);
+  return convolve(x, weight, dims, b, geometry(stride, padding, dilation, op), act, residual, algo, op);
 }
 
 Tensor rep_conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
@@ -69,8 +71,7 @@ Tensor rep_conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_chan
                       ": handle was packed for ", dims.out_channels, " output channels and a ", dims.kh, "x", dims.kw,
                       " kernel, got out_channels = ", out_channels, " and kernel_size = ", kernel_size[0], "x",
                       kernel_size[1]);
-  check_algo(algo, op);
-  return convolve(x, handle, dims, FloatVector(), geometry(stride, padding, dilation, op), act, residual, op);
+  return convolve(x, handle, dims, FloatVector(), geometry(stride, padding, dilation, op), act, residual, algo, op);
 }
 
 Tensor pack_conv_weight(const Tensor& weight, const MaybeTensor& bias, int64_t groups, std::string algo) {

@@ -100,7 +100,7 @@ Tensor run(const Arguments& a) {
   const bool handle = PackedWeight::is_handle(a.weight);
   const PackedWeight::Dims dims = PackedWeight::dims(a.weight, a.groups, {op, "weight"}, handle ? nullptr : &dtype);
   const Geometry g = geometry(a.stride, a.padding, a.dilation, op);
-  check_algo(a.algo, op);
+  const conv::Algo algo = algo_from_name(a.algo, op);
   check_group_mode(a.group_mode, op);
   const conv::Act act = act_from_name(a.act, op);
   EFFKERN_CHECK_VALUE(a.c_out_max >= 0 && a.c_out_max <= dims.out_channels, op, ": c_out_max must be in [0, ",
@@ -130,6 +130,7 @@ Tensor run(const Arguments& a) {
     const WidthClass& c = classes.list[i];
     if (c.c_out == 0) continue;
     conv::Problem problem;
+    problem.algo = algo;
     problem.x = in;
     problem.y = out;
     problem.count = c.end - c.begin;

@@ -27,7 +27,7 @@ Tensor run(const Arguments& a) {
   const PackedWeight::Dims dims = PackedWeight::dims(a.weight, a.groups, {op, "weight"}, handle ? nullptr : &dtype);
   const RunningPart part = running_part(dims, in.c, a.c_out, a.group_mode, a.names);
   const Geometry g = geometry(a.stride, a.padding, a.dilation, op);
-  check_algo(a.algo, op);
+  const conv::Algo algo = algo_from_name(a.algo, op);
   const conv::Act act = act_from_name(a.act, op);
   const int64_t bias_elements = bias_size(dims, part);
   const FloatVector bias(first(a.bias, bias_elements, {op, "bias"}), bias_elements, dtype, {op, "bias"});
@@ -46,6 +46,7 @@ Tensor run(const Arguments& a) {
     add_bias(added, scale.data(), shift.data(), dims, part, combined.data());
   }
   conv::Problem problem;
+  problem.algo = algo;
   problem.x = in;
   problem.y = activation(y, {op, "y"});
   problem.count = in.n;
