@@ -5,6 +5,7 @@
 
 #include "../common/arena.h"
 #include "../common/parallel.h"
+#include "depthwise.h"
 #include "item.h"
 #include "ukernel.h"
 #include "winograd.h"
@@ -89,19 +90,14 @@ class Worker {
 
   void run_panel(int64_t panel) {
     const int64_t taps = p_.kh * p_.kw;
-    const bool depthwise = p_.depthwise != nullptr;
-    const int64_t groups = depthwise ? 1 : p_.groups, out_group = p_.c_out / groups, in_group = p_.c_in / groups;
+    const int64_t out_group = p_.c_out / p_.groups, in_group = p_.c_in / p_.groups;
     const int64_t per_group = panels_of(out_group), group = panel / per_group, first = panel % per_group * kPanel;
     const int64_t channel = group * out_group + first, cols = std::min(kPanel, out_group - first);
-    const float* b = depthwise ? p_.depthwise + channel : p_.weight->panel(group, panel % per_group, panel_);
+    const float* b = p_.weight->panel(group, panel % per_group, panel_);
     alignas(64) float acc[kMaxRows * kPanel];
     for (int64_t q = 0; q < count_; q += k_.rows) {
       const int64_t n = std::min(k_.rows, count_ - q);
-      const float* const* a = table_ + q * taps;
-      if (depthwise)
-        k_.depthwise(n, a, channel, cols, taps, b, p_.depthwise_stride, acc);
-      else
-        k_.tile(n, a, group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
+      k_.tile(n, table_ + q * taps, group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
       finish(q, n, channel, cols, acc);
     }
   }
@@ -132,6 +128,7 @@ class Worker {
 }  // namespace
 
 void run(const Problem& p, int64_t threads) {
+  if (p.depthwise != nullptr) return run_depthwise(p, threads);
   if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
   if (threads == 0) threads = is_small(p) ? 1 : num_threads();
   const Plan plan = make_plan(p, threads);

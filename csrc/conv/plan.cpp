@@ -113,7 +113,7 @@ Plan make_plan(const Problem& p, int64_t threads) {
     cut(p, plan.tile, winograd_tiles(p, plan.tile), threads, plan);
   else
     cut(p, 1, decoded ? kDecodedPixels : kPixels, threads, plan);
-  plan.panels = p.depthwise != nullptr ? panels_of(p.c_out) : p.groups * panels_of(p.c_out / p.groups);
+  plan.panels = p.groups * panels_of(p.c_out / p.groups);
   plan.panel_splits = 1;
   const int64_t wanted = plan.tile != 0 ? threads : 2 * threads;
   if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted)

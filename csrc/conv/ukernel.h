@@ -53,10 +53,6 @@ struct Kernels {
   // of the sum is the same for every n.
   void (*tile)(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
                int64_t tap_stride, bool more, float* c);
-  // c[r][0..cols) = sum over taps of a[t * rows + r][a_offset + col] * w[t * tap_stride + col]. Reads no column past
-  // cols.
-  void (*depthwise)(int64_t n, const float* const* a, int64_t a_offset, int64_t cols, int64_t taps, const float* w,
-                    int64_t tap_stride, float* c);
   void (*store)(const Store& where, const float* c);
   WinogradKernels f23, f43;
   const WinogradKernels& winograd(int64_t m) const { return m == 2 ? f23 : f43; }

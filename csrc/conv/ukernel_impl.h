@@ -60,27 +60,6 @@ void tile(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int6
   tile_n<kLanes, kPitch, kPitch>(n, a, a_offset, taps, k, b, tap_stride, more, c);
 }
 
-template <int kLanes, int kPitch>
-void depthwise(int64_t n, const float* const* a, int64_t a_offset, int64_t cols, int64_t taps, const float* w,
-               int64_t tap_stride, float* c) {
-  using S = Simd<kLanes>;
-  for (int64_t r = 0; r < n; ++r) {
-    int64_t col = 0;
-    for (; col + kLanes <= cols; col += kLanes) {
-      typename S::Vec acc{};
-      for (int64_t t = 0; t < taps; ++t)
-        acc += S::load(a[t * kPitch + r] + a_offset + col) * S::load(w + t * tap_stride + col);
-      S::save(c + r * 16 + col, acc);
-    }
-    for (; col < cols; ++col) {
-      // One lane of the same arithmetic: the vector of one element keeps the contraction to FMA alike.
-      float acc = 0;
-      for (int64_t t = 0; t < taps; ++t) acc += a[t * kPitch + r][a_offset + col] * w[t * tap_stride + col];
-      c[r * 16 + col] = acc;
-    }
-  }
-}
-
 // Comparisons are ordered so that NaN passes through, as in torch.
 template <class Vec>
 inline Vec activate(Vec v, Act act) {

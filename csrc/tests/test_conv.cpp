@@ -6,24 +6,17 @@
 #include <memory>
 #include <thread>
 
-#include "../common/cpu.h"
 #include "../common/parallel.h"
 #include "../conv/pack.h"
 #include "../conv/plan.h"
 #include "check.h"
+#include "isas.h"
 #include "oracle.h"
 
 namespace effkern::test {
 namespace {
 
 using conv::Problem;
-
-std::vector<Isa> available() {
-  std::vector<Isa> all;
-  for (int i = 0; i < kIsas; ++i)
-    if (isa_available(static_cast<Isa>(i))) all.push_back(static_cast<Isa>(i));
-  return all;
-}
 
 DType any_dtype() { return static_cast<DType>(draw(0, 2)); }
 Layout any_layout() { return static_cast<Layout>(draw(0, 2)); }
@@ -281,6 +274,32 @@ TEST(threads_do_not_change_a_bit) {
     set_parallel(serially, one);
     EXPECT(same_bits(alone, t.snapshot()), "trial ", trial);
   }
+}
+
+// Large enough to be cut: into bands and, where those are few, into blocks of channels.
+TEST(depthwise_threads_do_not_change_a_bit) {
+  const int64_t shapes[][2] = {{70, 45}, {1100, 11}};  // channels, side
+  for (const auto& [c, side] : shapes)
+    for (const Layout layout : {Layout::Nhwc, Layout::Nchw})
+      for (const DType dtype : {DType::F32, DType::F16}) {
+        Buffer x(dtype, layout, 1, c, side, side), y(dtype, layout, 1, c, side, side);
+        x.randomize(c);
+        const Guarded weight(static_cast<size_t>(9 * c) * sizeof(float));
+        for (int64_t i = 0; i < 9 * c; ++i) weight.floats()[i] = normal();
+        Problem p;
+        p.x = x.view(), p.y = y.view();
+        p.count = 1, p.c_in = p.c_out = p.groups = c, p.kh = p.kw = 3, p.pad[0] = p.pad[1] = 1;
+        p.depthwise = weight.floats(), p.depthwise_stride = c;
+        conv::run(p);
+        std::vector<float> alone;
+        for (int64_t i = 0; i < y.size(); ++i) alone.push_back(y.get(i));
+        y.fill(42.0f);
+        set_parallel(on_threads, three);
+        conv::run(p);
+        set_parallel(serially, one);
+        for (int64_t i = 0; i < y.size(); ++i)
+          EXPECT(y.get(i) == alone[static_cast<size_t>(i)], "channels ", c, " element ", i);
+      }
 }
 
 // Every listed sample alone gives the bits it gives among the others.

@@ -68,27 +68,6 @@ void tile(const Named& it, int64_t n, int64_t taps, int64_t k, int64_t offset) {
   }
 }
 
-void depthwise(const Named& it, int64_t n, int64_t taps, int64_t cols, int64_t offset) {
-  const int64_t pitch = it.kernels->rows;
-  const Rows a(taps * pitch, offset + cols);
-  const int64_t stride = cols + 3;
-  const Guarded w(static_cast<size_t>((taps - 1) * stride + cols) * sizeof(float));
-  for (int64_t i = 0; i < (taps - 1) * stride + cols; ++i) w.floats()[i] = normal();
-  const Guarded c(static_cast<size_t>(n * kPanel) * sizeof(float));
-  it.kernels->depthwise(n, a.table.data(), offset, cols, taps, w.floats(), stride, c.floats());
-  for (int64_t r = 0; r < n; ++r) {
-    for (int64_t o = 0; o < cols; ++o) {
-      double exact = 0, magnitude = 0;
-      for (int64_t t = 0; t < taps; ++t) {
-        const double term = static_cast<double>(a.table[t * pitch + r][offset + o]) * w.floats()[t * stride + o];
-        exact += term;
-        magnitude += std::fabs(term);
-      }
-      EXPECT(close(c.floats()[r * kPanel + o], exact, magnitude), it.name, " n ", n, " taps ", taps, " cols ", cols);
-    }
-  }
-}
-
 // Stores n rows of `cols` channels, `step` elements apart, into the middle of a buffer of 42s and checks every element.
 void store(const Named& it, int64_t n, int64_t cols, int64_t step, DType dtype, DType residual_dtype, bool vectors,
            bool residual, Act act) {
@@ -137,12 +116,6 @@ TEST(tile_tails) {
     for (int64_t n = 1; n <= it.kernels->rows; ++n)
       for (int64_t k : {0, 1, 2, 7, 33})
         for (int64_t taps : {1, 3, 9}) tile(it, n, taps, k, k % 3);
-}
-
-TEST(depthwise_tails) {
-  for (const Named& it : runnable())
-    for (int64_t n = 1; n <= it.kernels->rows; ++n)
-      for (int64_t cols = 1; cols <= kPanel; ++cols) depthwise(it, n, cols % 2 == 0 ? 9 : 3, cols, n % 4);
 }
 
 TEST(store_tails) {
