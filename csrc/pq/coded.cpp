@@ -4,6 +4,8 @@ namespace effkern::pq {
 namespace {
 
 constexpr int64_t kMaxEntries = 65536;
+constexpr int64_t kMaxBook =
+    int64_t{1} << 30;                          // numbers in all books: places in them, and in padded copies, are 32-bit
 constexpr int64_t kMaxRow = int64_t{1} << 31;  // numbers in a weight row: places in it are 32-bit
 
 CodeType code_type(const Tensor& codes, const char* op) {
@@ -70,6 +72,8 @@ CodedMatrix CodedTensor::describe(const Tensor& codes, const Tensor& codebook, i
   EFFKERN_CHECK_VALUE(m.books == 1 || m.books == last, op, ": codebook must hold 1 book or one per ",
                       m.book_per_position ? "position" : "stage", " (", last, "), got ", m.books,
                       " for codes of shape ", shape_text(codes));
+  EFFKERN_CHECK_VALUE(m.entries * m.books <= (kMaxBook - 1) / m.d, op, ": codebook must hold fewer than ", kMaxBook,
+                      " numbers, got shape ", shape_text(codebook));
   EFFKERN_CHECK_VALUE(m.positions < kMaxRow / m.d, op, ": codes must be fewer, got shape ", shape_text(codes));
   if (columns >= 0) {
     const int64_t wanted = (columns + m.d - 1) / m.d;

@@ -1,33 +1,56 @@
-// pq_linear, pq_conv2d and pq_decode on the CPU: checks, then the convolution engine on panels decoded as it asks.
+// pq_linear, pq_conv2d and pq_decode on the CPU: checks, then one of the algorithms for coded weights.
 #include <algorithm>
 #include <vector>
 
 #include "../common/parallel.h"
+#include "choose.h"
 #include "coded.h"
+#include "rows.h"
 
 namespace effkern::pq {
 namespace {
 
+// The algorithm asked for, or the one chosen; ValueError where it cannot run the layer.
+Algo algorithm(const std::string& algo, const conv::Problem& problem, const CodedMatrix& m, const char* op) {
+  if (algo == "auto") return choose(problem, m);
+  if (algo == "panel" || algo == "direct") return Algo::Panel;
+  EFFKERN_CHECK_VALUE(algo == "decode_fma" || algo == "lut", op,
+                      ": algo must be auto, decode_fma, panel, lut or direct, got '", algo, "'");
+  EFFKERN_CHECK_VALUE(fits_rows(problem), op,
+                      ": algo must be auto, panel or direct but for a 1x1 kernel without padding", " and groups, got '",
+                      algo, "'");
+  EFFKERN_CHECK_VALUE(algo != "lut" || fits_lut(problem, m), op, ": algo must not be lut for codes of more than one ",
+                      "stage or codebooks of more than ", kTableEntries, " entries, got ", m.stages, " and ",
+                      m.entries);
+  return algo == "lut" ? Algo::Lut : Algo::DecodeFma;
+}
+
 // Everything but the geometry: the epilogue, the weight and the call.
 void run_layer(conv::Problem& problem, const CodedTensor& coded, const float* scale, const float* bias, conv::Act act,
-               const char* op) {
+               Algo algo, const char* op) {
   const int64_t taps = problem.kh * problem.kw, channels = problem.c_in / problem.groups;
+  const int64_t pixels = problem.y.h * problem.y.w;
   problem.count = problem.x.n;
   problem.epilogue.scale = scale;
   problem.epilogue.shift = bias;
   problem.epilogue.act = act;
-  const bool depthwise = channels == 1 && problem.groups == problem.c_out;
-  const CodedPanels panels(coded.decoder(), problem.groups, channels, taps);
-  std::vector<float> kernels;
-  if (depthwise) {
-    kernels.resize(static_cast<size_t>(taps * problem.c_out));
+  if (algo == Algo::DecodeFma) {
+    run_dots({problem, 0, pixels}, coded.decoder());
+  } else if (algo == Algo::Lut) {
+    const int64_t left = left_to_dots(pixels);
+    run_lut({problem, 0, pixels - left}, coded.decoder());
+    if (left > 0) run_dots({problem, pixels - left, pixels}, coded.decoder());
+  } else if (channels == 1 && problem.groups == problem.c_out) {
+    std::vector<float> kernels(static_cast<size_t>(taps * problem.c_out));
     decode_depthwise(coded.decoder(), taps, kernels.data());
     problem.depthwise = kernels.data();
     problem.depthwise_stride = problem.c_out;
+    conv::run(problem);
   } else {
+    const CodedPanels panels(coded.decoder(), problem.groups, channels, taps);
     problem.weight = &panels;
+    conv::run(problem);
   }
-  conv::run(problem);
   coded.check_codes(op);
 }
 
@@ -49,16 +72,11 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   EFFKERN_CHECK_VALUE(taps < (int64_t{1} << 31), kOp, ": kernel_size must be smaller, got (", kernel_size[0], ", ",
                       kernel_size[1], ")");
   const CodedTensor coded(codes, codebook, in.c / groups * taps, kOp);
-  check_algo(algo, kOp);
   const FloatVector factor(scale, c_out, x.scalar_type(), {kOp, "scale"}, /*finite=*/true);
   const FloatVector addend(bias, c_out, x.scalar_type(), {kOp, "bias"});
 
   Tensor y = like_input(x, in.n, c_out, map[0], map[1]);
   const conv::Act activate = act_from_name(act, kOp);
-  if (y.numel() == 0) {
-    coded.check_all_codes(kOp);
-    return y;
-  }
   conv::Problem problem;
   problem.x = in;
   problem.y = activation(y, {kOp, "y"});
@@ -68,7 +86,12 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   problem.kh = kernel_size[0];
   problem.kw = kernel_size[1];
   set_geometry(problem, g);
-  run_layer(problem, coded, factor.data(), addend.data(), activate, kOp);
+  const Algo how = algorithm(algo, problem, coded.matrix(), kOp);
+  if (y.numel() == 0) {
+    coded.check_all_codes(kOp);
+    return y;
+  }
+  run_layer(problem, coded, factor.data(), addend.data(), activate, how, kOp);
   return y;
 }
 
@@ -94,7 +117,6 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   EFFKERN_CHECK_VALUE(codes.dim() >= 1, kOp, ": codes must be [Co, J] or [Co, J, m], got a scalar");
   const int64_t c_in = x.size(x.dim() - 1), c_out = codes.size(0);
   const CodedTensor coded(codes, codebook, c_in, kOp);
-  check_algo(algo, kOp);
   const conv::Act activate = act_from_name(act, kOp);
   const FloatVector factor(scale, c_out, x.scalar_type(), {kOp, "scale"}, /*finite=*/true);
   const FloatVector addend(bias, c_out, x.scalar_type(), {kOp, "bias"});
@@ -103,6 +125,11 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   for (int64_t i = 0; i + 1 < x.dim(); ++i) size.push_back(x.size(i));
   size.push_back(c_out);
   Tensor y = torch::stable::empty({size.data(), size.size()}, x.scalar_type(), std::nullopt, x.device());
+  conv::Problem problem;
+  problem.c_in = c_in;
+  problem.c_out = c_out;
+  problem.y.h = problem.y.w = 1;
+  const Algo how = algorithm(algo, problem, coded.matrix(), kOp);
   if (y.numel() == 0) {
     coded.check_all_codes(kOp);
     return y;
@@ -111,12 +138,9 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   const int64_t in_shape[] = {rows, c_in}, out_shape[] = {rows, c_out};
   const Tensor in = x.dim() == 2 ? x : torch::stable::reshape(x, {in_shape, 2});
   const Tensor out = torch::stable::view(y, {out_shape, 2});
-  conv::Problem problem;
   problem.x = matrix_of(in, dtype, c_in);
   problem.y = matrix_of(out, dtype, c_out);
-  problem.c_in = c_in;
-  problem.c_out = c_out;
-  run_layer(problem, coded, factor.data(), addend.data(), activate, kOp);
+  run_layer(problem, coded, factor.data(), addend.data(), activate, how, kOp);
   return y;
 }
 

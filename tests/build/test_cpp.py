@@ -13,13 +13,15 @@ from tests.build.package import CHECKOUT
 
 FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=fast")
 # The files that know no torch, the engine's besides.
-PLAIN = ("common/cpu.cpp", "common/parallel.cpp", "pq/decode.cpp")
+PLAIN = ("common/cpu.cpp", "common/parallel.cpp")
+PLAIN_PQ = ("decode", "dots", "lut", "choose", "kernels*")
 
 
 def build(folder: Path, sanitizers: str, tests: str) -> Path:
     csrc = CHECKOUT / "csrc"
     own = [*csrc.glob(f"tests/{tests}.cpp"), csrc / "tests" / "main.cpp"]
     sources = [*own, *csrc.glob("conv/*.cpp"), *(csrc / name for name in PLAIN)]
+    sources += [path for name in PLAIN_PQ for path in csrc.glob(f"pq/{name}.cpp")]
     flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
 
     def compile_one(source: Path) -> Path:
@@ -36,7 +38,8 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sanitizers", "files", "tests"), [("address,undefined", "test_*", ""), ("thread", "test_conv", "threads")]
+    ("sanitizers", "files", "tests"),
+    [("address,undefined", "test_*", ""), ("thread", "test_conv", "threads"), ("thread", "test_pq", "threads")],
 )
 def test_the_engine_under_sanitizers(tmp_path, sanitizers, files, tests):
     program = build(tmp_path, sanitizers, files)

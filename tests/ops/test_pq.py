@@ -116,6 +116,8 @@ def test_indices_out_of_range_are_refused():
 def test_wrong_arguments_are_named():
     codes, book = random_codes(torch.Generator(), 4, 8, 4, 3, 0, 1, torch.uint8)
     x, nothing = torch.randn(2, 8), torch.zeros(1)
+    staged, image = codes[..., None].expand(-1, -1, 2), torch.randn(1, 8, 3, 3)
+    three = (codes.repeat(1, 9), book, None, None, 3)
     for error, match, call in (
         (TypeError, "codes", lambda: pq_linear(x, codes.long(), book)),
         (TypeError, "codebook", lambda: pq_linear(x, codes, book.double())),
@@ -125,7 +127,12 @@ def test_wrong_arguments_are_named():
         (ValueError, "1 book or one per stage", lambda: pq_linear(x, codes[..., None], book.expand(2, -1, -1))),
         (ValueError, "bias", lambda: pq_linear(x, codes, book, bias=torch.randn(5))),
         (ValueError, "act", lambda: pq_linear(x, codes, book, act="tanh")),
-        (ValueError, "algo", lambda: pq_linear(x, codes, book, algo="lut")),
+        (ValueError, "algo", lambda: pq_linear(x, codes, book, algo="wino_codebook")),
+        (ValueError, "lut for codes of more than one stage", lambda: pq_linear(x, staged, book, algo="lut")),
+        (ValueError, "more than 256 entries", lambda: pq_linear(x, codes, book[:, :1].expand(1, 257, 4), algo="lut")),
+        (ValueError, "but for a 1x1 kernel", lambda: pq_conv2d(image, *three, algo="decode_fma")),
+        (ValueError, "but for a 1x1 kernel", lambda: pq_conv2d(image, *three, algo="lut")),
+        (ValueError, "codebook must hold fewer", lambda: pq_linear(x, codes, book[:, :1, :1].expand(1, 65536, 16384))),
         (ValueError, "groups", lambda: pq_conv2d(torch.randn(1, 8, 3, 3), codes, book, groups=3)),
         (ValueError, "kernel", lambda: pq_conv2d(torch.randn(1, 8, 2, 2), codes, book, kernel_size=3)),
         (ValueError, "stride", lambda: pq_conv2d(torch.randn(1, 8, 2, 2), codes, book, stride=0)),
@@ -180,6 +187,91 @@ def test_batch_and_threads_change_no_bit():
                 assert torch.equal(sample.op(x[n : n + 1], *rest), whole[n : n + 1])
     finally:
         torch.set_num_threads(threads)
+
+
+ALGOS = ["auto", "decode_fma", "panel", "lut", "direct"]
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("d", [4, 8, 16, 3])
+def test_rows_of_a_linear_layer_do_not_depend_on_each_other(algo, d):
+    """1 row and 107 rows, in one thread or two, with columns left over: the same bits."""
+    codes, book = random_codes(torch.Generator().manual_seed(d), 70, 100, d, 200, 0, 1, torch.uint8)
+    x = torch.randn(107, 100)
+    whole = pq_linear(x, codes, book, algo=algo)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for rows in (1, 2, 5, 8, 50, 107):
+                assert torch.equal(pq_linear(x[:rows], codes, book, algo=algo), whole[:rows]), (count, rows)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+@pytest.mark.parametrize("size", [(7, 7), (6, 6), (2, 3)], ids=str)
+def test_samples_of_a_pointwise_convolution_do_not_depend_on_each_other(algo, size):
+    """Maps of 49 pixels leave one to decode_fma where lut runs, those of 36 leave four to lut, 6 are fewer than 8."""
+    codes, book = random_codes(torch.Generator().manual_seed(1), 530, 64, 8, 64, 0, 1, torch.uint8)
+    x = torch.randn(5, 64, *size).contiguous(memory_format=torch.channels_last)
+    whole = pq_conv2d(x, codes, book, algo=algo)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for n in range(5):
+                assert torch.equal(pq_conv2d(x[n : n + 1], codes, book, algo=algo), whole[n : n + 1])
+            assert torch.equal(pq_conv2d(x.contiguous(), codes, book, algo=algo), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_every_algorithm_is_within_the_bound_for_random_shapes(data):
+    """Also with codes that do not exist: a ValueError, and nothing read past the codebook."""
+    draw = data.draw
+    c_in, c_out = draw(st.integers(1, 70)), draw(st.integers(1, 40))
+    size = (draw(st.integers(1, 3)), c_in, draw(st.integers(1, 5)), draw(st.integers(1, 5)))
+    d, k = draw(st.integers(1, 20) | st.sampled_from([24, 32, 80])), draw(st.integers(1, 256))
+    algo, stages = draw(st.sampled_from(ALGOS)), draw(st.integers(0, 2))
+    algo = "auto" if algo == "lut" and stages > 1 else algo
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    dtype = draw(st.sampled_from([torch.uint8, torch.int16, torch.uint16, torch.int32]))
+    books = draw(st.sampled_from([1, stages or -(-c_in // d)]))
+    codes, book = random_codes(seed, c_out, c_in, d, k, stages, books, dtype)
+    poison = draw(st.booleans()) and k < 250
+    if poison:
+        value = draw(st.sampled_from([k, 255] if dtype == torch.uint8 else [k, 30000, torch.iinfo(dtype).max]))
+        codes.view(-1)[draw(st.integers(0, codes.numel() - 1))] = value
+    x, stride = torch.randn(size, generator=seed), draw(st.integers(1, 2))
+    x = x.contiguous(memory_format=torch.channels_last) if draw(st.booleans()) else x
+    args = (codes, book, None, torch.randn(c_out, generator=seed), 1, stride)
+    if poison:
+        with pytest.raises(ValueError, match=f"got {value}"):
+            pq_conv2d(x, *args, algo=algo)
+        return
+    window = ([1, 1], [stride] * 2, [0, 0], [1, 1], 1)
+    exact = reference.pq_conv2d(x.double(), codes, book.double(), None, args[3].double(), *window)
+    bound = reference.pq_conv2d(x.double().abs(), codes, book.double().abs(), None, args[3].double().abs(), *window)
+    assert_within(pq_conv2d(x, *args, algo=algo), exact, direct_bound(bound, exact, torch.float32), algo)
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_infinite_entries_reach_only_the_outputs_that_use_them(algo):
+    """Neither filling up sub-vectors, nor rows of a tile, nor what overhangs may multiply an infinity by zero."""
+    codes = torch.zeros(33, 4, dtype=torch.uint8)
+    codes[5, 1] = 1
+    book = torch.ones(1, 2, 9)
+    book[0, 1], book[0, 0, 6:] = float("inf"), 1.0
+    tail = torch.ones(1, 1, 9)
+    tail[..., 3:] = float("inf")  # overhangs rows of 30
+    x = torch.ones(11, 36)
+    y = pq_linear(x, codes, book, algo=algo)
+    assert bool(y[:, 5].isinf().all()) and bool((y[:, [0, 4, 6, 32]] == 36).all())
+    per_position = torch.cat([torch.ones(3, 1, 9), tail])
+    assert bool((pq_linear(x[:, :30], torch.zeros_like(codes), per_position, algo=algo) == 30).all())
 
 
 def test_autocast_casts_x_and_spares_the_codebook():
@@ -266,16 +358,27 @@ def test_random_calls_compute_or_raise(data):
 
 
 PEAKS = r"""
-import re, torch
-from effkern.ops import pq_decode, pq_linear
+import re, sys, torch
+from effkern.ops import pq_conv2d, pq_decode, pq_linear
 
-codes = torch.zeros(8192, 512, dtype=torch.uint8).random_(256)
-book = torch.randn(1, 256, 8, requires_grad=True)
-x = torch.randn(4, 4096, requires_grad=True)
+torch.set_num_threads(2)
 peak = lambda: int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1])
-pq_linear(x[:, :64], codes[:64, :8], book).sum().backward()  # libraries and pools are loaded now
+what, algo = sys.argv[1:]
+book = torch.randn(1, 256, 9 if what == "3x3" else 8, requires_grad=True)
+rows, columns = (2048, 1820 * 9) if what == "3x3" else (8192, 4096)
+codes = torch.zeros(rows, columns // book.shape[2], dtype=torch.uint8).random_(256)
+if what == "linear":
+    x = torch.randn(4, columns, requires_grad=True)
+    call = lambda part: pq_linear(x[:, : part * 8], codes[: part * 8, :part], book, algo=algo)
+elif what == "1x1":
+    x = torch.randn(1, columns, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    call = lambda part: pq_conv2d(x[:, : part * 8], codes[: part * 8, :part], book, algo=algo)
+else:
+    x = torch.randn(1, columns // 9, 2, 2).contiguous(memory_format=torch.channels_last).requires_grad_()
+    call = lambda part: pq_conv2d(x[:, :part], codes[: part * 8, :part], book, kernel_size=3, padding=1, algo=algo)
+call(8).sum().backward()  # libraries and pools are loaded now
 before = peak()
-y = pq_linear(x, codes, book)
+y = call(codes.shape[1])
 forward = peak()
 y.sum().backward()
 backward = peak()
@@ -284,12 +387,21 @@ print(forward - before, backward - forward, peak() - backward)
 """
 
 
-def test_memory_stays_at_a_panel_and_never_reaches_the_dense_weight():
+@pytest.mark.parametrize(
+    ("what", "algo"),
+    [
+        *(("linear", algo) for algo in ("auto", "panel", "lut")),
+        *(("1x1", algo) for algo in ("decode_fma", "panel", "lut")),
+        *(("3x3", algo) for algo in ("auto", "direct")),
+    ],
+)
+def test_memory_stays_at_a_panel_and_never_reaches_the_dense_weight(what, algo):
     """Growth of the peak resident memory of a process of its own over forward, backward and decoding."""
     root = str(Path(effkern.__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True, cwd=root)
+    command = [sys.executable, "-c", PEAKS, what, algo]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     forward, backward, decoded = (1024 * int(kilobytes) for kilobytes in done.stdout.split())
-    dense = 8192 * 4096 * 4  # 128 MiB
+    dense = 8192 * 4096 * 4  # 128 MiB, about as much for the 3x3 kernels
     assert decoded > 0.75 * dense  # the measure does see a dense weight
     assert forward < dense / 16
     assert backward < dense / 4

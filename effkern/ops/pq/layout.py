@@ -11,6 +11,9 @@ from effkern.ops import _checks
 
 CODE_DTYPES = (torch.uint8, torch.int16, torch.uint16, torch.int32)
 INDEX_DTYPES = (torch.int64, torch.int32)
+ALGORITHMS = ("auto", "decode_fma", "panel", "lut", "direct")
+LUT_ENTRIES = 256  # rows of a look-up table of the native kernels
+MAX_BOOK = 1 << 30  # numbers in all books: the native kernels keep places in them in 32 bits
 MAX_ENTRIES = 65536  # 16-bit codes; a larger book would not pay for itself in any layer
 
 
@@ -39,6 +42,8 @@ def check_book(op: str, codes: Tensor, codebook: Tensor, columns: int | None = N
     books, entries, d = codebook.shape
     if d < 1 or not 1 <= entries <= MAX_ENTRIES:
         raise ValueError(f"{op}: codebook must have d >= 1 and K in [1, {MAX_ENTRIES}], got K = {entries}, d = {d}")
+    if codebook.numel() >= MAX_BOOK:
+        raise ValueError(f"{op}: codebook must hold fewer than {MAX_BOOK} numbers, got shape {list(codebook.shape)}")
     if codes.shape[1] < 1 or codes.shape[-1] < 1:
         raise ValueError(f"{op}: codes must have a position and a stage at least, got shape {list(codes.shape)}")
     if books not in (1, codes.shape[-1]):
@@ -67,16 +72,38 @@ def check_rows(op: str, name: str, vector: Tensor | None, size: int, codebook: T
         raise ValueError(f"{op}: {name} must be on codebook's device {codebook.device}, got {vector.device}")
 
 
-def check_layer(
-    op: str, x: Tensor, codes: Tensor, scale: Tensor | None, bias: Tensor | None, act: str, algo: str
-) -> None:
-    """Check what pq_linear and pq_conv2d share beyond codes and codebook."""
+def check_layer(op: str, x: Tensor, codes: Tensor, scale: Tensor | None, bias: Tensor | None, act: str) -> None:
+    """Check what pq_linear and pq_conv2d share beyond codes, codebook and algorithm."""
     _checks.check_dtype(x, op, "x")
     _checks.check_device(codes, x, op, "codes")
     _checks.check_vector(scale, codes.shape[0], x, op, "scale", exact=True)
     _checks.check_vector(bias, codes.shape[0], x, op, "bias", exact=True)
     _checks.check_act(act, op)
-    _checks.check_algo(algo, op)
+
+
+def check_algo(op: str, algo: str, codes: Tensor, codebook: Tensor, pointwise: bool) -> None:
+    """Check that ``algo`` exists and can run the layer.
+
+    Args:
+        op: name of the op, for the message.
+        algo: one of `ALGORITHMS`.
+        codes: of the layer, checked.
+        codebook: of the layer, checked.
+        pointwise: whether the layer is linear, or a convolution of a 1x1 kernel without padding and groups.
+    """
+    _checks.check_choice(algo, ALGORITHMS, op, "algo")
+    if algo not in ("decode_fma", "lut"):
+        return
+    if not pointwise:
+        raise ValueError(
+            f"{op}: algo must be auto, panel or direct but for a 1x1 kernel without padding and groups, got {algo!r}"
+        )
+    stages = codes.shape[2] if codes.dim() == 3 else 1
+    if algo == "lut" and (stages > 1 or codebook.shape[1] > LUT_ENTRIES):
+        raise ValueError(
+            f"{op}: algo must not be lut for codes of more than one stage or codebooks of more than {LUT_ENTRIES} "
+            f"entries, got {stages} and {codebook.shape[1]}"
+        )
 
 
 def check_table(

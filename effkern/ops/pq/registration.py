@@ -67,7 +67,9 @@ def _conv_fake(
             f"{op}: groups must divide x's {x.shape[1]} channels and the {codes.shape[0]} rows of codes, got {groups}"
         )
     layout.check_book(op, codes, codebook, x.shape[1] // groups * kernel_size[0] * kernel_size[1])
-    layout.check_layer(op, x, codes, scale, bias, act, algo)
+    layout.check_layer(op, x, codes, scale, bias, act)
+    pointwise = list(kernel_size) == [1, 1] and not any(padding) and groups == 1
+    layout.check_algo(op, algo, codes, codebook, pointwise)
     return empty_like_layout(x, (x.shape[0], codes.shape[0], *map_size))
 
 
@@ -128,7 +130,8 @@ def _linear_fake(
     if x.dim() < 1:
         raise ValueError("pq_linear: x must be [..., Ci], got a scalar")
     layout.check_book("pq_linear", codes, codebook, x.shape[-1])
-    layout.check_layer("pq_linear", x, codes, scale, bias, act, algo)
+    layout.check_layer("pq_linear", x, codes, scale, bias, act)
+    layout.check_algo("pq_linear", algo, codes, codebook, pointwise=True)
     return x.new_empty(*x.shape[:-1], codes.shape[0])
 
 

@@ -26,6 +26,10 @@ _CONVS: tuple[tuple[Any, ...], ...] = (
     ("depthwise_x2", (1, 5, 6, 6), 10, (3, 3), 5, 9, 8, 0, 1, torch.uint8, False, True, "none", (1, 1, 1)),
     ("16_bit_codes", (1, 4, 4, 4), 40, (1, 1), 1, 2, 40000, 0, 1, torch.uint16, False, False, "none", (1, 0, 1)),
     ("one_channel_one_entry", (2, 1, 5, 5), 1, (3, 3), 1, 4, 1, 0, 1, torch.uint8, True, True, "relu", (1, 1, 1)),
+    ("1x1_lut", (2, 21, 5, 7), 37, (1, 1), 1, 8, 40, 0, 1, torch.uint8, True, True, "relu", (1, 0, 1)),
+    ("1x1_lut_few_left", (3, 8, 5, 7), 18, (1, 1), 1, 4, 256, 0, 1, torch.uint8, False, True, "none", (2, 0, 1)),
+    ("1x1_chooses_lut", (2, 16, 3, 3), 700, (1, 1), 1, 8, 16, 0, 2, torch.int32, False, False, "none", (1, 0, 1)),
+    ("1x1_decode_fma", (2, 25, 4, 3), 19, (1, 1), 1, 3, 30, 2, 2, torch.int16, True, True, "silu", (1, 0, 1)),
     ("empty_batch", (0, 4, 6, 6), 8, (3, 3), 1, 9, 16, 0, 1, torch.uint8, True, True, "relu", (1, 1, 1)),
 )  # fmt: skip
 
@@ -35,8 +39,19 @@ _LINEARS: tuple[tuple[Any, ...], ...] = (
     ("one_row_tail", (1, 37), 50, 8, 256, 0, 1, False, True, "relu"),
     ("three_dims_two_stages", (2, 3, 16), 19, 16, 12, 2, 2, True, False, "silu"),
     ("book_per_position", (2, 12), 7, 2, 9, 0, 6, False, False, "none"),
+    ("decode_fma_d16_stages", (9, 50), 40, 16, 300, 2, 1, False, True, "none"),
+    ("decode_fma_d9", (4, 40), 17, 9, 20, 0, 1, True, False, "relu"),
+    ("lut_d5", (11, 33), 50, 5, 70, 0, 7, True, True, "hardswish"),
+    ("panel_d8", (3, 32), 20, 8, 50, 0, 1, False, True, "none"),
     ("no_rows", (0, 8), 4, 4, 8, 0, 1, True, True, "none"),
 )
+
+# Samples that ask for an algorithm, by the beginning of their names; all others leave the choice to the op.
+_ALGOS = {"1x1_lut": "lut", "lut": "lut", "1x1_decode_fma": "decode_fma", "decode_fma": "decode_fma", "panel": "panel"}
+
+
+def _algo(name: str) -> str:
+    return next((algo for prefix, algo in _ALGOS.items() if name.startswith(prefix)), "auto")
 
 
 def random_codes(
@@ -91,14 +106,15 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         scale, bias = _vectors(generator, c_out, has_scale, has_bias)
         x = torch.randn(size, generator=generator).to(dtype)
         stride, padding, dilation = ([v, v] for v in window)
-        args = (x, codes, book, scale, bias, list(kernel), stride, padding, dilation, groups, act, "auto")
+        args = (x, codes, book, scale, bias, list(kernel), stride, padding, dilation, groups, act, _algo(name))
         wants = _present(x=x, codebook=book, scale=scale, bias=bias)
         yield Sample(f"conv_{name}", registration.conv, reference.pq_conv2d, args, _conv_magnitude, wants)
     for name, size, c_out, d, k, stages, books, has_scale, has_bias, act in _LINEARS:
-        codes, book = random_codes(generator, c_out, size[-1], d, k, stages, books, torch.uint8)
+        code = torch.uint8 if k <= 256 else torch.int16
+        codes, book = random_codes(generator, c_out, size[-1], d, k, stages, books, code)
         scale, bias = _vectors(generator, c_out, has_scale, has_bias)
         x = torch.randn(size, generator=generator).to(dtype)
-        linear_args = (x, codes, book, scale, bias, act, "auto")
+        linear_args = (x, codes, book, scale, bias, act, _algo(name))
         wants = _present(x=x, codebook=book, scale=scale, bias=bias)
         yield Sample(
             f"linear_{name}", registration.linear, reference.pq_linear, linear_args, _linear_magnitude, wants, ANY_RANK
