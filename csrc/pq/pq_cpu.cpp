@@ -87,6 +87,7 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   problem.kw = kernel_size[1];
   set_geometry(problem, g);
   const Algo how = algorithm(algo, problem, coded.matrix(), kOp);
+  if (algo == "direct") problem.algo = conv::Algo::Direct;
   if (y.numel() == 0) {
     coded.check_all_codes(kOp);
     return y;
@@ -130,6 +131,7 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   problem.c_out = c_out;
   problem.y.h = problem.y.w = 1;
   const Algo how = algorithm(algo, problem, coded.matrix(), kOp);
+  if (algo == "direct") problem.algo = conv::Algo::Direct;
   if (y.numel() == 0) {
     coded.check_all_codes(kOp);
     return y;

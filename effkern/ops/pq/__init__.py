@@ -27,8 +27,8 @@ def pq_linear(
     """Fully connected layer run from codes: ``act(x @ W.T * scale + bias)`` with ``W = pq_decode(codes, codebook)``.
 
     A row of ``W`` is cut into ``J = ceil(Ci / d)`` sub-vectors, each the sum of the codebook rows its codes name. If
-    ``J * d > Ci``, the last sub-vector's tail is ignored. At most one panel of 16 rows is decoded at a time on each
-    thread; the dense weight never exists, neither here nor in the gradient.
+    ``J * d > Ci``, the last sub-vector's tail is ignored. The dense weight never exists, neither here nor in the
+    gradient. The result of a row does not depend on the other rows or on the number of threads, bit for bit.
 
     Args:
         x: ``[..., Ci]``, float32, bfloat16 or float16, any strides.
@@ -39,13 +39,20 @@ def pq_linear(
         scale: ``[Co]`` factor of every weight row; finite.
         bias: ``[Co]``.
         act: ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"`` or ``"silu"``, applied to the float32 sum.
-        algo: ``"auto"`` or ``"direct"``; the same for now.
+        algo: how to compute it; all agree within the bound of a direct sum, but not in the last bits.
+
+            - ``"auto"``: ``decode_fma`` where ``d`` is 4 or a multiple of 8, else ``panel``.
+            - ``"decode_fma"``: multiplies codebook rows where they lie; the fastest for few rows.
+            - ``"panel"``, ``"direct"``: decodes 16 rows of ``W`` at a time and runs the convolution engine on them.
+            - ``"lut"``: tables of products of all codebook rows with ``x``; for 8 rows and more of ``x`` and large
+              ``Co`` the fastest, for fewer wasteful. ``K <= 256``, one stage.
 
     Returns:
         ``[..., Co]``, contiguous, in the dtype of ``x``; sums are kept in float32.
 
     Raises:
-        ValueError: for shapes that disagree, a code of ``K`` or more, a scale that is not finite.
+        ValueError: for shapes that disagree, a code of ``K`` or more, a scale that is not finite, an ``algo`` that
+            cannot run the layer.
         TypeError: for dtypes not named above.
 
     Differentiable in ``x``, ``codebook``, ``scale`` and ``bias``; the gradient of a codebook entry is the sum over its
@@ -90,14 +97,22 @@ def pq_conv2d(
         groups: the rows of codes of a group see the channels of that group only. A depthwise layer
             (``groups == Ci == Co``) is decoded once a call, ``R * S`` numbers per channel.
         act: as in :func:`pq_linear`.
-        algo: as in :func:`pq_linear`.
+        algo: how to compute it.
+
+            - ``"auto"``: chosen from the shape of one sample and the dtypes.
+            - ``"panel"``: decodes 16 rows of the weight at a time and runs the convolution engine on them, which takes
+              Winograd for many 3x3 kernels of stride 1.
+            - ``"direct"``: ``panel`` without Winograd: a NaN or Inf in ``x`` reaches only the outputs whose receptive
+              field holds it, and an output whose receptive field is zero is exactly ``bias``.
+            - ``"decode_fma"``, ``"lut"``: as in :func:`pq_linear`, for 1x1 kernels without padding and groups.
 
     Returns:
         ``[N, Co, Ho, Wo]`` in the dtype of ``x``, channels_last if ``x`` is. A sample's result does not depend on the
         other samples or on the number of threads, bit for bit.
 
     Raises:
-        ValueError: for shapes that disagree, a code of ``K`` or more, a scale that is not finite.
+        ValueError: for shapes that disagree, a code of ``K`` or more, a scale that is not finite, an ``algo`` that
+            cannot run the layer.
         TypeError: for dtypes not named above.
 
     Differentiable as :func:`pq_linear` is.
