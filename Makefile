@@ -32,7 +32,7 @@ test: $(VENV)/.tested ## build, then all tests of Python and C++
 test-fast: $(VENV)/.tested ## the tests without the slow ones
 	$(BIN)/python -m pytest -q -m "not slow" $(TEST_ARGS)
 
-bench: $(VENV)/.peers ## time every op against PyTorch and the engines that can be installed, then plot
+bench: $(VENV)/.peers ## time everything against PyTorch and the engines that can be installed (40 minutes), then plot
 	$(BIN)/python -m benchmarks.run_all $(BENCH_ARGS)
 
 lint: $(VENV)/.linters ## ruff, mypy and clang-format, all checking only
@@ -93,7 +93,7 @@ $(VENV)/.linters: pyproject.toml | $(BIN)/python
 
 # One by one: an engine that has no wheel for this machine is reported by the benchmark and must not stop the others.
 $(VENV)/.peers: $(VENV)/.built
-	for peer in onnx onnxruntime openvino ncnn MNN; do $(PIP) $$peer || echo "$$peer could not be installed" >&2; done
+	for peer in onnx onnxruntime openvino ncnn pnnx MNN; do $(PIP) $$peer || echo "$$peer could not be installed" >&2; done
 	@touch $@
 
 FORCE:

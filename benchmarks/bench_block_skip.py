@@ -15,9 +15,10 @@ from itertools import chain, cycle, repeat
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.common import Bench, main
+from benchmarks.common import Bench, main, rounding
+from benchmarks.networks import calibrated
 from effkern.models import create_model
 from effkern.models.resnet import ResNet
 from effkern.nn import skip_form
@@ -49,7 +50,8 @@ class Shape:
 
 
 BLOCKS = (Shape(16, 32), Shape(32, 16), Shape(64, 8))
-BODIES = ("resnet32", "resnet110")
+BODIES = (("resnet110", KEEPS), ("resnet32", (0.5, 1.0)))
+QUICK_BODIES = (("resnet20", (0.5,)),)
 
 
 def draw(keep: float, samples: int, blocks: int) -> list[Tensor]:
@@ -94,6 +96,8 @@ PEERS: dict[str, Callable[..., Tensor]] = {"masked": masked, "gathered": gathere
 
 def bench_block(bench: Bench, shape: Shape, samples: int, keep: float) -> None:
     """One identity block of a CIFAR ResNet."""
+    if not bench.wants_case("skip_basic_block", f"{shape.name}, keep {keep:.2f}"):
+        return
     c = shape.channels
     weights = [torch.randn(c, c, 3, 3) / (9 * c) ** 0.5 for _ in range(2)]
     biases = [torch.randn(c) for _ in range(2)]
@@ -117,17 +121,16 @@ def bench_block(bench: Bench, shape: Shape, samples: int, keep: float) -> None:
     positive = [t.abs() for t in double]
     size = reference.skip_basic_block(positive[0], torch.ones(samples), *positive[1:], 1, None, "none", "auto")
     compare(
-        bench, "skip_basic_block", shape.name, keep, contenders, exact, 32 * 2**-24 * size, samples, shape.macs, masks
+        bench, "skip_basic_block", shape.name, keep, contenders, exact, 2 * rounding(size), samples, shape.macs, masks
     )
 
 
 def bench_body(bench: Bench, name: str, samples: int, keep: float) -> None:
     """All blocks of a network, shortcuts included, stem and classifier left out."""
-    net = create_model(name, shortcut="pool").eval()
+    if not bench.wants_case("skip_stage", f"{name} body, keep {keep:.2f}"):
+        return
+    net = calibrated(create_model(name, shortcut="pool"), torch.randn(16, 3, 32, 32))
     assert isinstance(net, ResNet)
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.constant_(module.weight, 0.5)  # keeps the activations of 54 blocks within bounds
     skip = skip_form(net).to(memory_format=torch.channels_last)
     x = torch.randn(samples, 16, 32, 32).to(memory_format=torch.channels_last)
     masks = draw(keep, samples, net.num_blocks)
@@ -200,15 +203,15 @@ def compare(
 
 def run(bench: Bench) -> None:
     """All shapes, batches and keep ratios."""
+    for name, keeps in bench.choose(BODIES, quick=QUICK_BODIES):
+        for samples in bench.choose((1, 64), quick=(2,)):
+            for keep in keeps:
+                bench_body(bench, name, samples, keep)
     for shape in bench.choose(BLOCKS, quick=BLOCKS[2:]):
-        for samples in bench.choose((1, 32, 128), quick=(8,)):
+        for samples in bench.choose((1, 64), quick=(8,)):
             for keep in bench.choose(KEEPS if samples > 1 else (0.0, 1.0), quick=(0.0, 0.5)):
                 bench_block(bench, shape, samples, keep)
-    for name in bench.choose(BODIES, quick=BODIES[:1]):
-        for samples in bench.choose((1, 32, 128), quick=(2,)):
-            for keep in bench.choose(KEEPS, quick=(0.5,)):
-                bench_body(bench, name, samples, keep)
 
 
 if __name__ == "__main__":
-    main("block_skip", run)
+    main("block_skip", run, seconds=3)

@@ -1,26 +1,20 @@
-"""Fused convolutions against what else runs them: the layers of RepVGG-A0 and B1, ResNets and MobileNetV2.
+"""Single fused convolutions against what else runs them: the layers of RepVGG-A0 and B1, ResNets and MobileNets.
 
-Three forms of ours: ``effkern`` finds the packed weight in the memo, ``effkern_packed`` is given a handle, and
-``effkern_pack_per_call`` packs at every call, as training has to. Residual cases add the block's input before the
-ReLU. Sizes are those of the output.
+Two forms of ours: ``effkern`` finds the packed weight in the memo, ``effkern_packed`` is given a handle. Residual cases
+add the block's input before the ReLU. Sizes are those of the output. ``group`` says which target a case belongs to.
 """
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Bench, main
-from benchmarks.peers import ConvLayer, conv_peers, module_peers
-from effkern.models import create_model
+from benchmarks.common import Bench, main, rounding
+from benchmarks.peers import ConvLayer, conv_peers
 from effkern.ops import pack_conv_weight, rep_conv2d, rep_conv2d_packed
-from effkern.reparam import fold_model, unfuse
-
-ROUNDOFF = 16 * 2.0**-24
 
 
 @dataclass(frozen=True)
@@ -36,6 +30,24 @@ class Conv:
     groups: int = 1
     act: str = "relu"
     residual: bool = False
+
+    @property
+    def group(self) -> str:
+        """The line of the target table this layer belongs to; "" for layers without one."""
+        if self.groups == self.c_in:
+            return "depthwise large" if self.size >= 28 else "depthwise small"
+        if self.kernel == 1 or self.groups > 1:
+            return ""
+        if self.stride == 2:
+            return "3x3 stride 2"
+        if self.c_in >= 48 and self.size >= 14:
+            return "3x3 stride 1"
+        return "512@7" if (self.c_in, self.size) == (512, 7) else ""
+
+
+def depthwise(name: str, channels: int, size: int, stride: int = 1) -> Conv:
+    """A 3x3 depthwise convolution of a MobileNet."""
+    return Conv(name, channels, channels, size, stride=stride, groups=channels, act="relu6")
 
 
 CONVS = (
@@ -53,18 +65,30 @@ CONVS = (
     Conv("repvgg_b1g2_stage3", 512, 512, 14, groups=2),
     Conv("repvgg_b1g4_stage3", 512, 512, 14, groups=4),
     Conv("repvgg_b1_stage4_down", 512, 2048, 7, stride=2),
+    Conv("resnet50_stem", 3, 64, 112, kernel=7, stride=2),
     Conv("resnet18_layer1_residual", 64, 64, 56, residual=True),
     Conv("resnet18_layer2_residual", 128, 128, 28, residual=True),
     Conv("resnet18_layer3_residual", 256, 256, 14, residual=True),
     Conv("resnet18_layer4_residual", 512, 512, 7, residual=True),
+    Conv("resnet50_layer4_conv2", 512, 512, 7),
     Conv("resnet50_layer1_conv1", 256, 64, 56, kernel=1),
     Conv("resnet50_layer1_conv3_residual", 64, 256, 56, kernel=1, residual=True),
     Conv("resnet50_layer2_conv3_residual", 128, 512, 28, kernel=1, residual=True),
     Conv("resnet50_layer3_conv3_residual", 256, 1024, 14, kernel=1, residual=True),
     Conv("resnet50_layer4_conv3_residual", 512, 2048, 7, kernel=1, residual=True),
     Conv("mobilenetv2_expand", 24, 144, 56, kernel=1, act="relu6"),
-    Conv("mobilenetv2_depthwise", 144, 144, 56, groups=144, act="relu6"),
     Conv("mobilenetv2_project_residual", 144, 24, 56, kernel=1, act="none", residual=True),
+    Conv("mobilenetv2_head", 320, 1280, 7, kernel=1, act="relu6"),
+    depthwise("mobilenetv1_dw32", 32, 112),
+    depthwise("mobilenetv1_dw64_down", 64, 56, 2),
+    depthwise("mobilenetv1_dw128", 128, 56),
+    depthwise("mobilenetv1_dw256", 256, 28),
+    depthwise("mobilenetv1_dw512", 512, 14),
+    depthwise("mobilenetv1_dw1024", 1024, 7),
+    depthwise("mobilenetv2_dw144", 144, 56),
+    depthwise("mobilenetv2_dw192", 192, 28),
+    depthwise("mobilenetv2_dw576", 576, 14),
+    depthwise("mobilenetv2_dw960", 960, 7),
     Conv("cifar_16", 16, 16, 32, residual=True),
     Conv("cifar_32", 32, 32, 16, residual=True),
     Conv("cifar_64", 64, 64, 8, residual=True),
@@ -74,8 +98,6 @@ QUICK_CONVS = (
     Conv("quick_1x1", 16, 24, 8, kernel=1, act="relu6"),
     Conv("quick_depthwise", 16, 16, 8, groups=16),
 )
-NETWORKS = (("repvgg_a0", 224), ("repvgg_b1", 224))
-QUICK_NETWORKS = (("repvgg_small", 28),)
 
 
 def run_conv(bench: Bench, case: Conv, batch: int) -> None:
@@ -90,9 +112,6 @@ def run_conv(bench: Bench, case: Conv, batch: int) -> None:
         residual = torch.randn(batch, case.c_out, case.size, case.size).contiguous(memory_format=torch.channels_last)
     geometry = (case.stride, padding, 1, case.groups, case.act, residual)
     handle = pack_conv_weight(weight, bias, case.groups)
-    op = torch.ops.effkern.rep_conv2d.default
-    pairs = [[v, v] for v in geometry[:3]]
-
     layer = ConvLayer(weight, bias, case.stride, padding, groups=case.groups, act=case.act)
     tensors = (x, weight, bias, residual)
     activate = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6}[case.act]
@@ -103,12 +122,12 @@ def run_conv(bench: Bench, case: Conv, batch: int) -> None:
         contenders={
             "effkern": lambda: rep_conv2d(x, weight, bias, *geometry),
             "effkern_packed": lambda: rep_conv2d_packed(x, handle, case.c_out, case.kernel, *geometry),
-            "effkern_pack_per_call": lambda: op(x, weight, bias, *pairs, case.groups, case.act, residual, "auto"),
             **conv_peers(bench, layer, x, residual),
         },
         exact=activate(_sum(case, *tensors)),
-        allowed=ROUNDOFF * _sum(case, *(None if t is None else t.abs() for t in tensors)),
+        allowed=rounding(_sum(case, *(None if t is None else t.abs() for t in tensors))),
         macs=batch * case.c_out * fan_in * case.size**2,
+        group=case.group,
     )
 
 
@@ -118,42 +137,13 @@ def _sum(case: Conv, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor |
     return z if residual is None else z + residual.double()
 
 
-def run_network(bench: Bench, name: str, size: int, batch: int) -> None:
-    """A whole RepVGG: folded and fused by us, folded for the peers, and in its training form in eager PyTorch."""
-    train_form = create_model(name)
-    for module in train_form.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.num_batches_tracked.fill_(1)  # as after training; the timing does not depend on the values
-    train_form.eval()
-    channels = train_form.stem.branches["conv3"].conv.in_channels
-    fused = fold_model(train_form)
-    fused.memory_format = torch.channels_last
-    folded = unfuse(fused)
-    folded.memory_format = None
-    x = torch.randn(batch, channels, size, size)
-    x_last = x.contiguous(memory_format=torch.channels_last)
-    branched = train_form.to(memory_format=torch.channels_last)
-    bench.compare(
-        op="repvgg",
-        case=name,
-        batch=batch,
-        contenders={
-            "effkern": lambda: fused(x_last),
-            "eager_training_form": lambda: branched(x_last),
-            **module_peers(bench, folded, x),
-        },
-        exact=copy.deepcopy(train_form).double()(x.double()),
-    )
-
-
 def run(bench: Bench) -> None:
     """All cases."""
-    for case in bench.choose(CONVS, quick=QUICK_CONVS):
-        for batch in bench.choose((1, 8), quick=(1,)):
-            run_conv(bench, case, batch)
-    for name, size in bench.choose(NETWORKS, quick=QUICK_NETWORKS):
-        run_network(bench, name, size, batch=1)
+    for batch in bench.choose((1, 8), quick=(1,)):
+        for case in bench.choose(CONVS, quick=QUICK_CONVS):
+            if bench.wants_case("rep_conv2d", case.name):
+                run_conv(bench, case, batch)
 
 
 if __name__ == "__main__":
-    main("rep_conv", run)
+    main("rep_conv", run, seconds=1.5)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import Bench, main
+from benchmarks.common import Bench, main, rounding
 from benchmarks.peers import ConvLayer, conv_peers
 from effkern.ops import pack_conv_weight, sliced_conv2d_packed, sliced_conv2d_ragged_packed
 from effkern.ops.sliced_conv import reference
@@ -131,6 +131,8 @@ def input_of(layer: Layer, samples: int, c_in: int) -> Tensor:
 def bench_uniform(bench: Bench, layer: Layer, samples: int, index: int) -> None:
     """The whole batch at one width."""
     c_in, c_out = layer.widths[index]
+    if not bench.wants_case("sliced_conv2d", f"{layer.name} width {c_in}-{c_out}"):
+        return
     tensors = Tensors.of(layer)
     handle = pack_conv_weight(tensors.weight, None, layer.groups)
     wide = input_of(layer, samples, c_in)
@@ -160,7 +162,7 @@ def bench_uniform(bench: Bench, layer: Layer, samples: int, index: int) -> None:
         contenders=contenders,
         batch=samples,
         exact=exact,
-        allowed=16 * 2**-24 * size,
+        allowed=rounding(size),
         macs=samples * layer.macs(*layer.full),
         macs_done=samples * layer.macs(c_in, c_out),
         dense="effkern, all",
@@ -201,6 +203,8 @@ def loop(x: Tensor, index: Tensor, layers: list[ConvLayer], widths: Sequence[tup
 
 def bench_mixed(bench: Bench, layer: Layer, samples: int, name: str) -> None:
     """A width a sample."""
+    if not bench.wants_case("sliced_conv2d_ragged", f"{layer.name} {name}"):
+        return
     tensors = Tensors.of(layer)
     handle = pack_conv_weight(tensors.weight, None, layer.groups)
     index = draw(name, samples)
@@ -243,7 +247,7 @@ def bench_mixed(bench: Bench, layer: Layer, samples: int, name: str) -> None:
         contenders=contenders,
         batch=samples,
         exact=exact,
-        allowed=16 * 2**-24 * size,
+        allowed=rounding(size),
         macs=samples * layer.macs(*layer.full),
         macs_done=sum(layer.macs(*layer.widths[i]) for i in index.tolist()),
         dense="effkern, all",
@@ -252,16 +256,17 @@ def bench_mixed(bench: Bench, layer: Layer, samples: int, name: str) -> None:
 
 
 def run(bench: Bench) -> None:
-    """Uniform widths at batch 1 and 8, mixed ones at 8 and 32."""
+    """Uniform widths at batch 1 and 8, mixed ones at 32."""
     for layer in bench.choose(LAYERS, QUICK):
         for samples in bench.choose((1, 8), (2,)):
-            for index in bench.choose(range(len(layer.widths)), (1,)):
+            # In between the first and the last width lie no surprises that the networks would not show.
+            for index in bench.choose((0, 1) if samples == 1 else (1,), (1,)):
                 bench_uniform(bench, layer, samples, index)
     for layer in bench.choose(MIXED, QUICK[:2]):
-        for samples in bench.choose((8, 32), (8,)):
+        for samples in bench.choose((32,), (8,)):
             for name in DRAWS:
                 bench_mixed(bench, layer, samples, name)
 
 
 if __name__ == "__main__":
-    main("sliced_conv", run)
+    main("sliced_conv", run, seconds=1.5)

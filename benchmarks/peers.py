@@ -1,44 +1,41 @@
 """What our ops are measured against: PyTorch in four forms, and four inference engines where they are installed.
 
-    eager_contiguous, eager_channels_last   what a user writes today
-    mkldnn_prepacked                        oneDNN with its own weight layout and fused epilogue (one conv only)
+    eager_contiguous, eager_channels_last   what a user writes today, batch norm folded
+    mkldnn_prepacked                        oneDNN with its own weight layout and fused epilogues
     compile                                 torch.compile with constant folding of the weights ("freezing")
-    onnxruntime, openvino, mnn, ncnn        optional: pip install -e .[bench]
+    onnxruntime, openvino, mnn, ncnn        optional: pip install -e .[bench]; see benchmarks/engines.py
 
 `module_peers` runs a whole network through all that can take one, `conv_peers` one layer. Both return callables
 without arguments that give a tensor. A peer that is not installed, or cannot do the layer, is named with the reason
 in ``bench.missing``; nothing is dropped in silence. All get ``bench.threads`` threads and float32 arithmetic.
-
-MNN is driven through its converter's extension module: the command-line wrapper of that converter installs
-and calls a usage logger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import os
+import signal
 import sys
-import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks import engines
 from benchmarks.common import Bench
+from benchmarks.engines import Inputs, Unavailable
 
 Call = Callable[[], Tensor]
-Inputs = tuple[Tensor, ...]
-
-
-class Unavailable(Exception):
-    """Why a peer cannot run here."""
+TORCH = ("eager_contiguous", "eager_channels_last", "mkldnn_prepacked", "compile")
+EAGER = TORCH[:2]
+#: A compilation that takes longer is given up, and named as missing.
+COMPILE_SECONDS = 120
 
 
 class ConvLayer(nn.Module):
@@ -69,11 +66,12 @@ class ConvLayer(nn.Module):
         return y if self.act == "none" else ACTIVATIONS[self.act](y)
 
 
+# In place where eager PyTorch can save the memory traffic of a second map.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "hardswish": F.hardswish,
-    "silu": F.silu,
+    "relu": F.relu_,
+    "relu6": partial(F.relu6, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True),
+    "silu": partial(F.silu, inplace=True),
 }
 
 
@@ -83,9 +81,9 @@ def module_peers(bench: Bench, module: nn.Module, *inputs: Tensor) -> dict[str, 
 
 
 def conv_peers(bench: Bench, layer: ConvLayer, x: Tensor, residual: Tensor | None = None) -> dict[str, Call]:
-    """Every peer that can run one conv layer: those of `module_peers`, prepacked oneDNN and ncnn."""
+    """Every peer that can run one conv layer."""
     inputs = (x,) if residual is None else (x, residual)
-    return _collect(bench, {**MODULE_PEERS, **CONV_PEERS}, layer.eval(), inputs)
+    return _collect(bench, CONV_PEERS, layer.eval(), inputs)
 
 
 def _collect(bench: Bench, peers: dict[str, Any], module: nn.Module, inputs: Inputs) -> dict[str, Call]:
@@ -116,10 +114,13 @@ def _compile(bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
     torch._dynamo.reset()
     module = copy.deepcopy(module).to(memory_format=torch.channels_last)
     compiled = torch.compile(module, options={"freezing": True})
-    return partial(compiled, *(_laid_out(t, torch.channels_last) for t in inputs))
+    call = partial(compiled, *(_laid_out(t, torch.channels_last) for t in inputs))
+    with _within(COMPILE_SECONDS):
+        call()
+    return call
 
 
-def _mkldnn_prepacked(bench: Bench, layer: ConvLayer, inputs: Inputs) -> Call:
+def _mkldnn_conv(bench: Bench, layer: ConvLayer, inputs: Inputs) -> Call:
     if not torch.backends.mkldnn.is_available():
         raise Unavailable("this torch has no oneDNN")
     x, *rest = (_laid_out(t, torch.channels_last) for t in inputs)
@@ -136,132 +137,50 @@ def _mkldnn_prepacked(bench: Bench, layer: ConvLayer, inputs: Inputs) -> Call:
     return partial(run, x, rest[0], weight, layer.bias, *geometry, "add", 1.0, after, [], "")
 
 
-def _onnxruntime(bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
-    ort = _installed("onnxruntime")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = bench.threads, 3
-    with tempfile.TemporaryDirectory() as folder:
-        path = _onnx(module, inputs, folder)
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    feed = {f"x{i}": t.contiguous().numpy() for i, t in enumerate(inputs)}
-    return lambda: torch.from_numpy(session.run(None, feed)[0])
-
-
-def _openvino(bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
-    core = _installed("openvino").Core()
-    settings = {
-        "INFERENCE_NUM_THREADS": bench.threads,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        compiled = core.compile_model(core.read_model(_onnx(module, inputs, folder)), "CPU", settings)
-    request, output = compiled.create_infer_request(), compiled.output(0)
-    feed = {i: t.contiguous().numpy() for i, t in enumerate(inputs)}
-    return lambda: torch.from_numpy(request.infer(feed, share_inputs=True, share_outputs=True)[output])
-
-
-def _mnn(bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
-    mnn, expr, convert = _installed("MNN"), _installed("MNN.expr"), _installed("_tools")
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = _onnx(module, inputs, folder), Path(folder) / "model.mnn"
-        arguments = ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target), "--bizCode", "bench"]
-        convert.mnnconvert(["mnnconvert", *arguments])
-        settings = {"backend": "CPU", "numThread": bench.threads, "precision": "high"}
-        runtime = mnn.nn.create_runtime_manager((settings,))
-        names = [f"x{i}" for i in range(len(inputs))]
-        net = mnn.nn.load_module_from_file(str(target), names, ["y"], runtime_manager=runtime)
-    arrays = [t.contiguous().numpy() for t in inputs]
-
-    def call() -> Tensor:
-        variables = []
-        for array in arrays:
-            variables.append(expr.placeholder(list(array.shape), expr.NCHW))
-            variables[-1].write(array)
-        out = expr.convert(net.forward(variables)[0], expr.NCHW)
-        return torch.from_numpy(out.read().reshape(out.shape))
-
-    return call
-
-
-def _ncnn(bench: Bench, layer: ConvLayer, inputs: Inputs) -> Call:
-    ncnn = _installed("ncnn")
-    outputs, _, kh, kw = layer.weight.shape
-    (sh, sw), (ph, pw), (dh, dw) = layer.stride, layer.padding, layer.dilation
-    kind = "Convolution" if layer.groups == 1 else "ConvolutionDepthWise"
-    fused = layer.act == "relu" and len(inputs) == 1
-    conv = f"0={outputs} 1={kw} 11={kh} 2={dw} 12={dh} 3={sw} 13={sh} 4={pw} 14={ph} 5={int(layer.bias is not None)}"
-    conv += f" 6={layer.weight.numel()} 7={layer.groups} 9={int(fused)}"
-    lines = [f"Input x{i} 0 1 x{i}" for i in range(len(inputs))] + [f"{kind} conv 1 1 x0 c {conv}"]
-    last = "c"
-    if len(inputs) == 2:
-        lines.append("BinaryOp sum 2 1 c x1 s 0=0")
-        last = "s"
-    if layer.act != "none" and not fused:
-        lines.append({"relu": "ReLU", "relu6": "Clip", "hardswish": "HardSwish", "silu": "Swish"}[layer.act])
-        lines[-1] += f" act 1 1 {last} a" + {"relu6": " 0=0 1=6", "hardswish": " 0=0.16666667 1=0.5"}.get(layer.act, "")
-        last = "a"
-    blobs = sum(int(line.split()[3]) for line in lines)
-    net = ncnn.Net()
-    net.opt.num_threads = bench.threads
-    for narrower in ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage"):
-        setattr(net.opt, f"use_{narrower}", False)
-    with tempfile.TemporaryDirectory() as folder:
-        text, weights = Path(folder) / "conv.param", Path(folder) / "conv.bin"
-        text.write_text("\n".join(["7767517", f"{len(lines)} {blobs}", *lines, ""]))
-        flag = b"\0\0\0\0"  # the weight follows as plain float32
-        bias = b"" if layer.bias is None else layer.bias.detach().float().numpy().tobytes()
-        weights.write_bytes(flag + layer.weight.detach().float().contiguous().numpy().tobytes() + bias)
-        if net.load_param(str(text)) or net.load_model(str(weights)):
-            raise Unavailable("ncnn refused the layer")
-    samples = [[t[n].contiguous().numpy() for t in inputs] for n in range(inputs[0].size(0))]
-
-    def call() -> Tensor:  # ncnn takes one image a call
-        results = []
-        for sample in samples:
-            extractor = net.create_extractor()
-            for i, array in enumerate(sample):
-                extractor.input(f"x{i}", ncnn.Mat(array))
-            results.append(torch.from_numpy(extractor.extract(last)[1].numpy().copy()))
-        return torch.stack(results)
-
-    return call
-
-
-def _onnx(module: nn.Module, inputs: Inputs, folder: str) -> Path:
-    """The module as an ONNX file with inputs ``x0``, ``x1`` and output ``y``, shapes fixed."""
-    _installed("onnx")
-    if any(t.dtype != torch.float32 for t in inputs):
-        raise Unavailable("compared in float32 only")
-    path = Path(folder) / "model.onnx"
-    names = [f"x{i}" for i in range(len(inputs))]
+def _mkldnn_network(bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
+    """TorchScript's optimization for inference: oneDNN's blocked layouts throughout, weights reordered once."""
+    if not torch.backends.mkldnn.is_available():
+        raise Unavailable("this torch has no oneDNN")
     plain = tuple(t.contiguous() for t in inputs)
-    # The exporter built on torch.export wants onnxscript besides; the older one writes all that a CNN needs.
-    torch.onnx.export(module, plain, str(path), input_names=names, output_names=["y"], dynamo=False, verbose=False)
-    return path
+    return partial(torch.jit.optimize_for_inference(torch.jit.trace(module, plain)), *plain)
+
+
+@contextlib.contextmanager
+def _within(seconds: int) -> Iterator[None]:
+    """Give up after ``seconds``; only the main thread can be interrupted so, others have no limit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        raise Unavailable(f"took longer than {seconds} s to compile")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     """No chatter from converters: they write to the standard output itself, past Python."""
     sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    sys.stderr.flush()
+    kept, nowhere = (os.dup(1), os.dup(2)), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        for stream, copy_of in enumerate(kept, 1):
+            os.dup2(copy_of, stream)
+            os.close(copy_of)
         os.close(nowhere)
-
-
-def _installed(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise Unavailable(f"not installed ({error})") from None
 
 
 def _laid_out(t: Tensor, layout: torch.memory_format) -> Tensor:
@@ -272,12 +191,17 @@ def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-MODULE_PEERS = {
+def _engine(build: Callable[..., Any], bench: Bench, module: nn.Module, inputs: Inputs) -> Call:
+    return build(bench.threads, module, inputs)
+
+
+_EVERYWHERE: dict[str, Any] = {
     "eager_contiguous": partial(_eager, layout=torch.contiguous_format),
     "eager_channels_last": partial(_eager, layout=torch.channels_last),
     "compile": _compile,
-    "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
-    "mnn": _mnn,
+    "onnxruntime": partial(_engine, engines.onnxruntime),
+    "openvino": partial(_engine, engines.openvino),
+    "mnn": partial(_engine, engines.mnn),
 }
-CONV_PEERS = {"mkldnn_prepacked": _mkldnn_prepacked, "ncnn": _ncnn}
+MODULE_PEERS = {**_EVERYWHERE, "mkldnn_prepacked": _mkldnn_network, "ncnn": partial(_engine, engines.ncnn_network)}
+CONV_PEERS = {**_EVERYWHERE, "mkldnn_prepacked": _mkldnn_conv, "ncnn": partial(_engine, engines.ncnn_conv)}

@@ -1,13 +1,13 @@
-"""Draws the results: ``python -m benchmarks.plot [FOLDER]`` makes PNGs beside the CSV files, nothing is drawn by hand.
+"""Draws the results: ``python -m benchmarks.plot [FILE]`` makes SVGs beside the file, nothing is drawn by hand.
 
-``<name>_speed.png``: for each op, GFLOP/s of every contender per case, with the arithmetic peak of the same minutes.
-``<name>_saved.png``: time left against multiply-adds left; on the diagonal saved work is saved time.
+``cpu.svg``: whole networks, the speed of every contender relative to the best peer; the README's picture.
+``cpu_layers.svg``: single layers, the same.
+``cpu_saved.svg``: time left against multiply-adds left; on the diagonal saved work is saved time.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,69 +16,72 @@ import matplotlib
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from benchmarks import results
+from benchmarks.results import Row, contests, is_ours
 from effkern.training import write_atomically
 
 matplotlib.use("Agg")
-RESULTS = Path(__file__).with_name("results")
-Row = dict[str, str]
+matplotlib.rcParams["svg.hashsalt"] = "effkern"  # else the ids inside differ from run to run
+
+MARKS = {
+    "effkern": ("o", "#d62728", 60),
+    "eager_contiguous": ("^", "#7f7f7f", 24),
+    "eager_channels_last": ("v", "#7f7f7f", 24),
+    "mkldnn_prepacked": ("D", "#1f77b4", 18),
+    "compile": ("s", "#17becf", 20),
+    "onnxruntime": ("P", "#2ca02c", 26),
+    "openvino": ("X", "#9467bd", 26),
+    "ncnn": ("<", "#8c564b", 26),
+    "mnn": (">", "#e377c2", 26),
+}
 
 
-def latest(path: Path) -> list[Row]:
-    """The rows of a table, of each measurement the last one on the machine that measured last."""
-    with path.open(newline="") as table:
-        rows = list(csv.DictReader(table))
-    if not rows:
-        return []
-    machine = rows[-1]["cpu"], rows[-1]["isa"]
-    key = ("op", "case", "batch", "dtype", "layout", "contender", "threads")
-    kept = {tuple(row[k] for k in key): row for row in rows if (row["cpu"], row["isa"]) == machine}
-    return list(kept.values())
-
-
-def speed(rows: Sequence[Row]) -> Figure | None:
-    """Bars of GFLOP/s: a panel for each op and thread count, a group for each case."""
-    rows = [r for r in rows if r["gflops"]]
-    panels = list(dict.fromkeys((r["op"], r["threads"]) for r in rows))
-    if not panels:
+def relative(rows: Sequence[Row], title: str) -> Figure | None:
+    """A line a contest: where every contender stands, the best peer at 1. By medians."""
+    found = [c for c in contests(rows) if any(not is_ours(r) for r in c)]
+    if not found:
         return None
-    figure, axes = plt.subplots(len(panels), 1, squeeze=False, figsize=(12, 3.6 * len(panels)), layout="constrained")
-    names = list(dict.fromkeys(r["contender"] for r in rows))
-    for axis, (op, threads) in zip(axes[:, 0], panels, strict=True):
-        here = [r for r in rows if (r["op"], r["threads"]) == (op, threads)]
-        cases = list(dict.fromkeys((r["case"], r["batch"], r["dtype"]) for r in here))
-        width = 0.8 / len(names)
-        for i, name in enumerate(names):
-            bars = {(r["case"], r["batch"], r["dtype"]): float(r["gflops"]) for r in here if r["contender"] == name}
-            at = [j + (i - (len(names) - 1) / 2) * width for j, case in enumerate(cases) if case in bars]
-            heights = [bars[case] for case in cases if case in bars]
-            axis.bar(at, heights, width, label=name, color=f"C{i % 10}")
-        peak = max(float(r["peak_gflops_before"]) for r in here)
-        axis.axhline(peak, color="gray", linestyle=":", linewidth=1)
-        axis.annotate("multiply-add peak", (0, peak), fontsize=8, color="gray", va="bottom")
-        labels = [f"{case}\nbatch {batch}{'' if dtype == 'float32' else ' ' + dtype}" for case, batch, dtype in cases]
-        axis.set_xticks(range(len(cases)), labels, fontsize=7, rotation=0 if len(cases) <= 8 else 60)
-        axis.set_ylabel("GFLOP/s of work done")
-        axis.set_title(f"{op}, {threads} thread{'' if threads == '1' else 's'}, median", fontsize=10)
-    axes[0, 0].legend(fontsize=7, ncols=4)
+    figure, axis = plt.subplots(figsize=(8.5, 1.6 + 0.24 * len(found)), layout="constrained")
+    for i, contest in enumerate(found):
+        best = min(row["median_ms"] for row in contest if not is_ours(row))
+        for row in contest:
+            if row["impl"] in MARKS:
+                mark, color, size = MARKS[row["impl"]]
+                over = 3 if is_ours(row) else 2
+                axis.scatter(best / row["median_ms"], i, s=size, marker=mark, color=color, zorder=over, linewidths=0)
+    labels = [f"{c[0]['case']}  b{c[0]['batch']}  {c[0]['threads']}t" for c in found]
+    axis.set_yticks(range(len(found)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.axvline(1, color="black", linewidth=0.8, zorder=1)
+    axis.grid(axis="x", color="#dddddd", linewidth=0.6, zorder=0)
+    axis.set_xlim(left=0)
+    axis.set_xlabel("speed relative to the best peer (medians; right of 1 is faster than every peer)", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    present = {row["impl"] for contest in found for row in contest}
+    for name, (mark, color, size) in MARKS.items():
+        if name in present:
+            axis.scatter([], [], s=size, marker=mark, color=color, label=name, linewidths=0)
+    figure.legend(loc="outside lower center", fontsize=7, ncols=5)
     return figure
 
 
 def saved(rows: Sequence[Row]) -> Figure | None:
-    """Time left over multiply-adds left, one line for each contender and batch size of each op."""
-    rows = [r for r in rows if r["time_left"] and r["macs_left"] and r["contender"].startswith("effkern")]
+    """Time left over multiply-adds left, one line for each piece of work and batch size."""
+    rows = [
+        r for r in rows if r.get("time_left") is not None and r["impl"] == "effkern" and r.get("macs_left") is not None
+    ]
+    rows = [r for r in rows if r["op"] in ("skip_stage", "width")]
     if len({r["macs_left"] for r in rows}) < 2:
         return None
-    figure, axis = plt.subplots(figsize=(6.5, 6), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 5.5), layout="constrained")
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", linewidth=1, label="saved work is saved time")
-    series = sorted({(r["op"], r["contender"], int(r["batch"]), r["threads"]) for r in rows})
-    for i, (op, name, batch, threads) in enumerate(series):
-        points = sorted(
-            (float(r["macs_left"]), float(r["time_left"]))
-            for r in rows
-            if (r["op"], r["contender"], int(r["batch"]), r["threads"]) == (op, name, batch, threads)
-        )
-        label = f"{op}, {name}, batch {batch}, {threads} thread(s)"
-        axis.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1, color=f"C{i % 10}", label=label)
+    series: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for row in rows:
+        name = row.get("network") or row["case"].partition(",")[0]
+        series.setdefault((name, row["batch"]), []).append((row["macs_left"], row["time_left"]))
+    for i, ((name, batch), points) in enumerate(series.items()):
+        xs, ys = zip(*sorted(points), strict=True)
+        axis.plot(xs, ys, marker="o", markersize=3, linewidth=1, color=f"C{i % 10}", label=f"{name}, batch {batch}")
     axis.set_xlabel("multiply-adds left")
     axis.set_ylabel("time left")
     axis.legend(fontsize=7)
@@ -86,22 +89,28 @@ def saved(rows: Sequence[Row]) -> Figure | None:
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Draw every table of a folder; returns the files written."""
+    """Draw one file of results; returns the files written."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.plot")
-    parser.add_argument("folder", nargs="?", type=Path, default=RESULTS)
-    folder = parser.parse_args(argv).folder
+    parser.add_argument("file", nargs="?", type=Path, default=results.CPU)
+    file: Path = parser.parse_args(argv).file
+    rows = [row for row in results.load(file)["rows"] if row.get("median_ms") is not None]
+    networks = [row for row in rows if row["op"] == "network"]
+    layers = [row for row in rows if row["family"] == "rep_conv"]
+    figures = {
+        "": relative(networks, "Whole networks, float32"),
+        "_layers": relative(layers, "Single layers with their epilogue, float32"),
+        "_saved": saved(rows),
+    }
     written = []
-    for table in sorted(folder.glob("*.csv")):
-        rows = latest(table)
-        for kind, draw in (("speed", speed), ("saved", saved)):
-            figure = draw(rows)
-            if figure is not None:
-                written.append(table.with_name(f"{table.stem}_{kind}.png"))
-                picture = io.BytesIO()
-                figure.savefig(picture, format="png", dpi=110)
-                write_atomically(written[-1], picture.getvalue())
-                plt.close(figure)
-                print(written[-1])
+    for suffix, figure in figures.items():
+        if figure is None:
+            continue
+        picture = io.BytesIO()
+        figure.savefig(picture, format="svg", metadata={"Date": None})
+        written.append(file.with_name(f"{file.stem}{suffix}.svg"))
+        write_atomically(written[-1], picture.getvalue())
+        plt.close(figure)
+        print(written[-1])
     return written
 
 

@@ -7,12 +7,14 @@ from benchmarks.common import main
 
 
 def test_quick(tmp_path):
-    bench = main("sliced_conv", run, ["--quick", "--out", str(tmp_path), "--peers", "eager_channels_last,loop,masked"])
+    bench = main(
+        "sliced_conv", run, ["--quick", "--out", str(tmp_path / "r.json"), "--peers", "eager_channels_last,loop,masked"]
+    )
     mixed = [row for row in bench.rows if row["op"] == "sliced_conv2d_ragged"]
     uniform = [row for row in bench.rows if row["op"] == "sliced_conv2d"]
-    assert {row["contender"] for row in uniform} == {"effkern", "effkern, all", "eager_channels_last"}
+    assert {row["impl"] for row in uniform} == {"effkern", "effkern, all", "eager_channels_last"}
     masked = {"masked_contiguous", "masked_channels_last"}
-    assert {row["contender"] for row in mixed} == {"effkern", "effkern, all", "loop", *masked}
+    assert {row["impl"] for row in mixed} == {"effkern", "effkern, all", "loop", *masked}
     assert {row["macs_left"] for row in uniform} == {0.25, 0.5}  # dense and depthwise at half the width
     assert {row["draw"] for row in mixed} == set(DRAWS)
     assert {row["macs_left"] for row in mixed if row["draw"] == "single"} == {0.25}
