@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from effkern.inference.report import Row
 from effkern.inference.tracing import is_torch_layer
 from effkern.ops._registry import is_channels_last
 from effkern.ops.rep_conv import pack_conv_weight
+from effkern.ops.rep_conv.chain import ConvStep, write_steps
 
 #: Methods that look at how a tensor lies in memory.
 _STRIDED = frozenset({
@@ -40,6 +43,14 @@ class Handles:
             handle = pack_conv_weight(conv.weight.float(), bias, conv.groups)
         key = hashlib.blake2b(handle.numpy().data).digest()
         return self._packed.setdefault(key, handle)
+
+    def name(self, handle: Tensor, wanted: str, tensors: dict[str, Tensor]) -> str:
+        """The handle's name among ``tensors``, where it is put."""
+        for name, tensor in tensors.items():
+            if tensor is handle:
+                return name
+        tensors[_unique(wanted, tensors)] = handle
+        return next(reversed(tensors))
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ def _is_channels_last(network: Network, node: fx.Node) -> bool:
     """Whether a result certainly is in channels_last."""
     call = conv_call(node)
     if call is not None:
-        return call.conv.in_channels > 1  # one channel fits both layouts: the output is NCHW
+        return True
     if as_activation(network, node) is not None or isinstance(network.module(node), nn.MaxPool2d):
         return len(node.all_input_nodes) == 1 and _is_channels_last(network, node.all_input_nodes[0])
     terms = as_sum(node)
@@ -143,31 +154,102 @@ def _is_fresh_vector(network: Network, node: fx.Node) -> bool:
 
 
 def lower(network: Network, handles: Handles) -> dict[str, Tensor]:
-    """Turn every convolution into a call of the packed op; returns the handles it reads, by name."""
+    """Turn convolutions into calls of the packed op, as many in one call as can be; returns the handles, by name."""
     tensors: dict[str, Tensor] = {}
     for node in list(network.convolutions()):
+        _pad_before(network, node)
+    for chain in _chains(network):
+        _lower_chain(network, chain, handles, tensors)
+    return tensors
+
+
+def _pad_before(network: Network, node: fx.Node) -> None:
+    """What the op cannot pad is padded in front of it."""
+    call = conv_call(node)
+    assert call is not None
+    conv, x = call.conv, node.args[0]
+    (top, bottom), (left, right) = conv.padding
+    if conv.padding_mode == "zeros" and top == bottom and left == right:
+        return
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    padded = network.insert(node, F.pad, (x, [left, right, top, bottom], mode))
+    node.args = (network.insert(node, to_channels_last, (padded,)), *node.args[1:])
+    node.meta["conv"] = replace(call, conv=replace(conv, padding=((0, 0), (0, 0)), padding_mode="zeros"))
+
+
+def _chains(network: Network) -> list[list[fx.Node]]:
+    """Convolutions that can be one call each: nothing between them needs one of them and is needed by another."""
+    chains: list[list[fx.Node]] = []
+    current: set[fx.Node] = set()
+    between: set[fx.Node] = set()  # needs the current chain
+    for node in network.calls():
+        call = conv_call(node)
+        needs = any(i in between for i in node.all_input_nodes)
+        if call is None:
+            if needs or any(i in current for i in node.all_input_nodes):
+                between.add(node)
+        elif chains and not needs and call.dtype == chains[-1][0].meta["conv"].dtype:
+            chains[-1].append(node)
+            current.add(node)
+        else:
+            chains.append([node])
+            current, between = {node}, set()
+    return chains
+
+
+def _lower_chain(network: Network, chain: list[fx.Node], handles: Handles, tensors: dict[str, Tensor]) -> None:
+    """Replace convolutions by one call in the place of the last of them."""
+    members, last = set(chain), chain[-1]
+    inputs = list(dict.fromkeys(i for node in chain for i in node.all_input_nodes if i not in members))
+    numbers: dict[Any, int] = {node: i for i, node in enumerate([*inputs, *chain])}
+    packs: dict[str, int] = {}
+    steps = []
+    for node in chain:
         call = conv_call(node)
         assert call is not None
-        conv = call.conv
-        x: Any = node.args[0]
-        (top, bottom), (left, right) = conv.padding
-        padding = [top, left]
-        if conv.padding_mode != "zeros" or top != bottom or left != right:
-            mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-            x = network.insert(node, F.pad, (x, [left, right, top, bottom], mode))
-            x = network.insert(node, to_channels_last, (x,))
-            padding = [0, 0]
-        name = _unique(f"{_flat(call.parts[0][0]) or 'conv'}_pack", tensors)
-        tensors[name] = handles.pack(call)
-        with network.graph.inserting_before(node):
-            handle = network.graph.create_node("get_attr", name)
-        geometry = (list(conv.kernel_size), list(conv.stride), padding, list(conv.dilation), conv.groups)
-        op = torch.ops.effkern.rep_conv2d_packed.default
-        args = (x, handle, conv.weight.shape[0], *geometry, call.act, residual_of(node), "auto")
-        lowered = network.insert(node, op, args)
-        lowered.meta["lowered"] = (call, residual_of(node) is not None)
-        network.replace(node, lowered)
-    return tensors
+        conv, residual = call.conv, residual_of(node)
+        name = handles.name(handles.pack(call), f"{_flat(call.parts[0][0]) or 'conv'}_pack", tensors)
+        step = ConvStep(
+            x=numbers[node.args[0]],
+            handle=packs.setdefault(name, len(packs)),
+            out_channels=int(conv.weight.shape[0]),
+            kernel_size=conv.kernel_size,
+            stride=conv.stride,
+            padding=(conv.padding[0][0], conv.padding[1][0]),
+            dilation=conv.dilation,
+            groups=conv.groups,
+            act=call.act,
+            residual=-1 if residual is None else numbers[residual],
+        )
+        steps.append(step)
+    early = _users_before(network, chain)
+    with network.graph.inserting_before(last):
+        weights = [network.graph.create_node("get_attr", name) for name in packs]
+    returned = [node for node in chain if any(user not in members for user in node.users)]
+    op = torch.ops.effkern.rep_conv2d_chain.default
+    outputs = [chain.index(node) for node in returned]
+    place = network.insert(last, op, (inputs[0], inputs[1:], weights, write_steps(steps), outputs))
+    place.meta["lowered"] = [(conv_call(node), residual_of(node) is not None) for node in chain]
+    for i, node in enumerate(returned):
+        result = network.insert(last, operator.getitem, (place, i))
+        node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in members)
+    for node in early:
+        last.prepend(node)
+    for node in reversed(chain):
+        network.graph.erase_node(node)
+
+
+def _users_before(network: Network, chain: list[fx.Node]) -> list[fx.Node]:
+    """What stands before the last convolution of a chain and needs the result of one of them."""
+    seen = set(chain)
+    early = []
+    for node in network.graph.nodes:
+        if node is chain[-1]:
+            break
+        if node not in seen and any(i in seen for i in node.all_input_nodes):
+            seen.add(node)
+            early.append(node)
+    return early
 
 
 def _flat(name: str) -> str:
@@ -188,9 +270,9 @@ def describe(network: Network) -> list[Row]:
     rows = list(network.rows)
     for node in network.graph.nodes:
         if "lowered" in node.meta:
-            call, has_residual = node.meta["lowered"]
-            detail = _detail(call, has_residual)
-            rows += [Row("replaced", name, kind, detail) for name, kind in call.parts]
+            for call, has_residual in node.meta["lowered"]:
+                detail = _detail(call, has_residual)
+                rows += [Row("replaced", name, kind, detail) for name, kind in call.parts]
         elif node.op == "call_module":
             rows.append(Row("left", network.name(node), network.kind(node), _reason(network, node)))
         elif node in network.reasons:

@@ -3,6 +3,7 @@
 from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
+from effkern.ops.rep_conv.chain import ConvStep, rep_conv2d_chain
 from effkern.ops.sliced_conv import (
     sliced_conv2d,
     sliced_conv2d_packed,
@@ -13,6 +14,7 @@ from effkern.ops.sliced_conv import (
 )
 
 __all__ = [
+    "ConvStep",
     "compact",
     "pack_conv_weight",
     "pq_conv2d",
@@ -21,6 +23,7 @@ __all__ = [
     "pq_embedding_bag",
     "pq_linear",
     "rep_conv2d",
+    "rep_conv2d_chain",
     "rep_conv2d_packed",
     "skip_basic_block",
     "skip_bottleneck",

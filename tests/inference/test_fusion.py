@@ -283,7 +283,7 @@ def test_a_module_called_twice_has_one_pack():
     model = lived_in(Calls(lambda m, x: m.bn(m.a(F.relu(m.a(x)))) + m.a(x).mean(), a=shared, bn=nn.BatchNorm2d(8)))
     result = optimized_and_same(model, X)
     packs = {name: t.data_ptr() for name, t in result.named_buffers(remove_duplicate=False) if "pack" in name}
-    assert len(packs) == 3 and len(set(packs.values())) == 2  # with the norm, and twice without
+    assert len(packs) == len(set(packs.values())) == 2  # with the norm, and without for two calls
 
 
 def test_two_modules_with_one_parameter():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from effkern.ops._pack import _pack_op
-from effkern.ops.rep_conv import _op, _packed_op, reference
+from effkern.ops.rep_conv import _op, _packed_op, chain, reference
+from effkern.ops.rep_conv.chain import ConvStep
 from effkern.testing import Sample, map_tensors
 
 _PACKED_DIFFERENTLY = ("pointwise", "3x3", "two_groups", "depthwise", "depthwise_times_2", "no_outputs")
@@ -42,6 +43,53 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         yield Sample(f"packed_{name}", _packed_op, reference.rep_conv2d_packed, packed, packed_magnitude, packed_grads)
         if name in _PACKED_DIFFERENTLY:
             yield Sample(f"pack_{name}", _pack_op, reference.pack_conv_weight, (weight, bias, groups, algo))
+    yield from _chains(dtype)
+
+
+def chain_magnitude(x: Tensor, others: list[Tensor], handles: list[Tensor], steps: str, outputs: list[int]) -> Tensor:
+    """A of the error bound of a chain's one result: the chain over absolute values, once a convolution in it."""
+    values = [x.double().abs()]
+    for s in chain.read_steps(steps):
+        depth = values[s.x].size(1) // s.groups
+        weight, bias = reference.unpack_conv_weight(handles[s.handle], s.out_channels, depth, s.kernel_size, s.groups)
+        geometry = (s.stride, s.padding, s.dilation, s.groups, "none")
+        residual = None if s.residual < 0 else values[s.residual]
+        offset = None if bias is None else bias.double().abs()
+        values.append(reference.rep_conv2d(values[s.x], weight.double().abs(), offset, *geometry, residual))
+    return values[1 + outputs[0]] * len(values)
+
+
+def _chains(dtype: torch.dtype) -> Iterator[Sample]:
+    random = torch.Generator().manual_seed(1)
+
+    def handle(*shape: int, groups: int = 1, bias: bool = True) -> Tensor:
+        offset = torch.randn(shape[0], generator=random) if bias else None
+        return reference.pack_conv_weight(torch.randn(shape, generator=random) / 3, offset, groups)
+
+    def chained(name: str, x: tuple[int, ...], handles: list[Tensor], steps: list[ConvStep], out: int) -> Sample:
+        values = torch.randn(x, generator=random).to(dtype)
+        args: tuple[Any, ...] = (values, [], handles, chain.write_steps(steps), [out])
+        return Sample(f"chain_{name}", chain._chain_op, chain._reference, args, chain_magnitude, ("x",))
+
+    same: dict[str, Any] = {"kernel_size": (3, 3), "padding": (1, 1)}
+    block = [handle(8, 8, 3, 3), handle(8, 8, 3, 3, bias=False)]
+    steps = [ConvStep(0, 0, 8, **same), ConvStep(1, 1, 8, residual=0, **same)]
+    yield chained("residual", (3, 8, 7, 5), block, steps, 1)
+    inverted = [handle(18, 6, 1, 1), handle(18, 1, 3, 3, groups=18), handle(6, 18, 1, 1)]
+    yield chained("inverted", (2, 6, 8, 9), inverted, [
+        ConvStep(0, 0, 18, (1, 1), act="relu6"), ConvStep(1, 1, 18, groups=18, act="relu6", **same),
+        ConvStep(2, 2, 6, (1, 1), act="none", residual=0),
+    ], 2)  # fmt: skip
+    many = [handle(5, 5, 1, 1)]
+    yield chained("shared_weight", (2, 5, 4, 4), many, [ConvStep(0, 0, 5, (1, 1), act="silu")] + [
+        ConvStep(i, 0, 5, (1, 1), act="hardswish", residual=i - 1) for i in (1, 2, 3)
+    ], 3)  # fmt: skip
+    strided = [handle(20, 3, 3, 3), handle(4, 20, 2, 2)]
+    yield chained("strided", (2, 3, 9, 9), strided, [
+        ConvStep(0, 0, 20, (3, 3), (2, 2), (1, 1)), ConvStep(0, 0, 20, (3, 3)),
+        ConvStep(1, 1, 4, (2, 2), dilation=(2, 2), act="none"),
+    ], 2)  # fmt: skip
+    yield chained("empty_batch", (0, 8, 5, 5), block, [ConvStep(0, 0, 8, **same), ConvStep(1, 1, 8, **same)], 1)
 
 
 def _calls(dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:

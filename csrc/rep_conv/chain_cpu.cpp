@@ -1,0 +1,244 @@
+// rep_conv2d_chain on the CPU: many convolutions that feed one another, in one call. What lies between them is no
+// tensor: maps that are not returned live in scratch memory of this thread, each in the place of one that is done with.
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "../common/arena.h"
+#include "../common/packed_weight.h"
+
+namespace effkern::rep_conv {
+namespace {
+
+constexpr const char* kOp = "rep_conv2d_chain";
+constexpr size_t kKeptBytes = size_t{64} << 20;  // scratch a thread keeps; larger maps are given back after the call
+constexpr int64_t kReturned = std::numeric_limits<int64_t>::max();
+constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxElements = int64_t{1} << 58;
+
+// One convolution as `steps` tells it: value numbers count x, others, then the results of the steps before.
+struct Step {
+  int64_t x, residual, handle, out_channels, kh, kw;
+  Geometry g;
+  int64_t groups;
+  conv::Act act;
+};
+
+class Reader {
+ public:
+  explicit Reader(const std::string& text) : at_(text.data()), end_(at_ + text.size()) {}
+  bool done() const { return at_ == end_; }
+  int64_t number() {
+    skip();
+    int64_t value = 0;
+    const auto [next, error] = std::from_chars(at_, end_, value);
+    EFFKERN_CHECK_VALUE(error == std::errc() && next != at_, kOp, ": steps must have a number at byte ", offset(),
+                        " of ", end_ - first_);
+    at_ = next;
+    return value;
+  }
+  std::string word() {
+    skip();
+    const char* begin = at_;
+    while (at_ != end_ && *at_ >= 'a' && *at_ <= 'z') ++at_;
+    while (at_ != end_ && *at_ >= '0' && *at_ <= '9') ++at_;
+    return {begin, at_};
+  }
+  void end_of_step() {
+    EFFKERN_CHECK_VALUE(at_ != end_ && *at_ == ';', kOp, ": steps must have a ';' at byte ", offset());
+    ++at_;
+  }
+
+ private:
+  void skip() {
+    while (at_ != end_ && *at_ == ' ') ++at_;
+  }
+  int64_t offset() const { return at_ - first_; }
+  const char *at_, *end_, *first_ = at_;
+};
+
+std::vector<Step> read_steps(const std::string& text) {
+  std::vector<Step> steps;
+  for (Reader read(text); !read.done();) {
+    Step s{};
+    s.x = read.number(), s.residual = read.number(), s.handle = read.number();
+    s.out_channels = read.number(), s.kh = read.number(), s.kw = read.number();
+    std::vector<int64_t> pairs[3];
+    for (auto& pair : pairs) {
+      pair.push_back(read.number());
+      pair.push_back(read.number());
+    }
+    s.g = geometry(pairs[0], pairs[1], pairs[2], kOp);
+    s.groups = read.number();
+    s.act = act_from_name(read.word(), kOp);
+    read.end_of_step();
+    steps.push_back(s);
+  }
+  return steps;
+}
+
+// Bytes of scratch that are free again after their last reader, handed out first fit from the bottom.
+class Places {
+ public:
+  size_t take(size_t bytes, int64_t last) {
+    size_t offset = 0;
+    auto at = live_.begin();
+    for (; at != live_.end() && at->begin - offset < bytes; ++at) offset = at->end;
+    live_.insert(at, {offset, offset + bytes, last});
+    total_ = std::max(total_, offset + bytes);
+    return offset;
+  }
+  void release_before(int64_t step) {
+    std::erase_if(live_, [&](const Range& r) { return r.last < step; });
+  }
+  size_t total() const { return total_; }
+
+ private:
+  struct Range {
+    size_t begin, end;
+    int64_t last;
+  };
+  std::vector<Range> live_;  // by begin, disjoint
+  size_t total_ = 0;
+};
+
+// A map of the chain: channels-last and dense.
+conv::Activation dense_map(DType dtype, int64_t n, int64_t c, int64_t h, int64_t w) {
+  conv::Activation a;
+  a.dtype = dtype;
+  a.n = n, a.c = c, a.h = h, a.w = w;
+  a.sc = 1, a.sw = c, a.sh = w * c, a.sn = h * w * c;
+  return a;
+}
+
+conv::Activation result_of(const Step& s, size_t index, DType dtype, const std::vector<conv::Activation>& values,
+                           const std::vector<Tensor>& handles) {
+  const auto known = static_cast<int64_t>(values.size());
+  EFFKERN_CHECK_VALUE(s.x >= 0 && s.x < known && s.residual >= -1 && s.residual < known, kOp, ": step ", index,
+                      " must read values below ", known, ", got ", s.x, " and ", s.residual);
+  EFFKERN_CHECK_VALUE(s.handle >= 0 && s.handle < static_cast<int64_t>(handles.size()), kOp, ": step ", index,
+                      " must use one of ", handles.size(), " handles, got ", s.handle);
+  const Tensor& handle = handles[s.handle];
+  EFFKERN_CHECK_TYPE(PackedWeight::is_handle(handle), kOp,
+                     ": handles must be 1-d uint8 tensors made by "
+                     "pack_conv_weight, got shape ",
+                     shape_text(handle), " at ", s.handle);
+  const PackedWeight::Dims d = PackedWeight::dims(handle, s.groups, {kOp, "handles"});
+  EFFKERN_CHECK_VALUE(d.out_channels == s.out_channels && d.kh == s.kh && d.kw == s.kw, kOp, ": the handle of step ",
+                      index, " was packed for ", d.out_channels, " output channels and a ", d.kh, "x", d.kw,
+                      " kernel, got ", s.out_channels, " and ", s.kh, "x", s.kw);
+  const conv::Activation& in = values[s.x];
+  EFFKERN_CHECK_VALUE(in.c == d.in_per_group * d.groups, kOp, ": step ", index, " must read ",
+                      d.in_per_group * d.groups, " channels, got ", in.c);
+  const int64_t h = conv::out_size(in.h, s.kh, s.g.stride[0], s.g.pad[0], s.g.dil[0]);
+  const int64_t w = conv::out_size(in.w, s.kw, s.g.stride[1], s.g.pad[1], s.g.dil[1]);
+  EFFKERN_CHECK_VALUE(h > 0 && w > 0, kOp, ": the input of step ", index, " (", in.h, "x", in.w,
+                      ") is smaller than its kernel (", s.kh, "x", s.kw, ")");
+  int64_t elements = 0;
+  const bool fits = h < kMaxSize && w < kMaxSize && !__builtin_mul_overflow(h * w, d.out_channels, &elements) &&
+                    !__builtin_mul_overflow(elements, std::max<int64_t>(in.n, 1), &elements) && elements < kMaxElements;
+  EFFKERN_CHECK_VALUE(fits, kOp, ": the result of step ", index, " must be smaller, got ", h, "x", w);
+  if (s.residual >= 0) {
+    const conv::Activation& r = values[s.residual];
+    EFFKERN_CHECK_VALUE(r.n == in.n && r.c == d.out_channels && r.h == h && r.w == w, kOp, ": the residual of step ",
+                        index, " must have the shape of its result [", in.n, ", ", d.out_channels, ", ", h, ", ", w,
+                        "], got [", r.n, ", ", r.c, ", ", r.h, ", ", r.w, "]");
+  }
+  return dense_map(dtype, in.n, d.out_channels, h, w);
+}
+
+void run_step(const Step& s, const Tensor& handle, const std::vector<conv::Activation>& values,
+              const conv::Activation& y) {
+  if (y.n == 0 || y.c == 0) return;
+  const PackedWeight::Dims d = PackedWeight::dims(handle, s.groups, {kOp, "handles"});
+  const PackedWeight packed(handle, d, {d.groups, d.out_channels / d.groups, d.in_per_group});
+  conv::Problem problem;
+  problem.x = values[s.x];
+  problem.y = y;
+  problem.count = y.n;
+  problem.c_in = problem.x.c;
+  problem.c_out = y.c;
+  packed.attach(problem);
+  set_geometry(problem, s.g);
+  problem.epilogue.shift = packed.bias();
+  problem.epilogue.residual = s.residual >= 0 ? &values[s.residual] : nullptr;
+  problem.epilogue.act = s.act;
+  conv::run(problem);
+}
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+
+std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others, std::vector<Tensor> handles,
+                                     std::string steps, std::vector<int64_t> outputs) {
+  const std::vector<Step> chain = read_steps(steps);
+  std::vector<conv::Activation> values;
+  values.reserve(1 + others.size() + chain.size());
+  values.push_back(activation(x, {kOp, "x"}));
+  for (const Tensor& other : others) {
+    EFFKERN_CHECK_TYPE(other.scalar_type() == x.scalar_type(), kOp, ": others must have x's dtype");
+    values.push_back(activation(other, {kOp, "others"}));
+  }
+  const size_t given = values.size();
+  std::vector<int64_t> last(chain.size(), -1);  // the step that reads a result last
+  for (const int64_t step : outputs) {
+    EFFKERN_CHECK_VALUE(step >= 0 && step < static_cast<int64_t>(chain.size()) && last[step] != kReturned, kOp,
+                        ": outputs must be different steps below ", chain.size(), ", got ", step);
+    last[step] = kReturned;
+  }
+  for (size_t i = 0; i < chain.size(); ++i) {
+    // What is not returned is never rounded to 16 bits.
+    const DType dtype = last[i] == kReturned ? values[0].dtype : DType::F32;
+    values.push_back(result_of(chain[i], i, dtype, values, handles));
+    for (const int64_t v : {chain[i].x, chain[i].residual})
+      if (v >= static_cast<int64_t>(given) && last[v - given] != kReturned) last[v - given] = static_cast<int64_t>(i);
+  }
+  std::vector<Tensor> results;
+  results.reserve(outputs.size());
+  for (const int64_t step : outputs) {
+    conv::Activation& y = values[given + step];
+    const int64_t size[] = {y.n, y.c, y.h, y.w};
+    results.push_back(torch::stable::empty({size, 4}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                           torch::headeronly::MemoryFormat::ChannelsLast));
+    y.data = results.back().mutable_data_ptr();
+  }
+
+  Places places;
+  std::vector<size_t> offsets(chain.size(), 0);
+  for (size_t i = 0; i < chain.size(); ++i) {
+    places.release_before(static_cast<int64_t>(i));
+    const conv::Activation& y = values[given + i];
+    if (last[i] == kReturned) continue;
+    const auto elements = static_cast<size_t>(y.n * y.sn);
+    offsets[i] = places.take(Arena::bytes(elements, static_cast<size_t>(dtype_size(y.dtype))),
+                             std::max(last[i], static_cast<int64_t>(i)));
+  }
+  // An arena of its own: the engine resets the thread's common one.
+  static thread_local Arena kept;
+  std::unique_ptr<char, Free> own;
+  char* scratch = nullptr;
+  if (places.total() <= kKeptBytes) {
+    kept.reset(places.total());
+    scratch = kept.take<char>(0);
+  } else {
+    own.reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, places.total())));
+    if (own == nullptr) throw std::bad_alloc();
+    scratch = own.get();
+  }
+  for (size_t i = 0; i < chain.size(); ++i) {
+    conv::Activation& y = values[given + i];
+    if (last[i] != kReturned) y.data = scratch + offsets[i];
+    run_step(chain[i], handles[chain[i].handle], values, y);
+  }
+  return results;
+}
+
+}  // namespace
+}  // namespace effkern::rep_conv
+
+STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
+  m.impl("rep_conv2d_chain", TORCH_BOX(&effkern::rep_conv::rep_conv2d_chain));
+}

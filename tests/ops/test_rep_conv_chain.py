@@ -1,0 +1,176 @@
+"""``rep_conv2d_chain`` beyond what every op is tested for: several maps in and out, and texts that are no steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from effkern.ops import ConvStep, pack_conv_weight, rep_conv2d_chain, rep_conv2d_packed
+from effkern.ops.rep_conv.chain import _chain_op, _reference, read_steps, write_steps
+
+
+def handle(*shape, groups=1):
+    return pack_conv_weight(torch.randn(shape) / 3, torch.randn(shape[0]), groups)
+
+
+def network():
+    """A stem, a bottleneck with a projection, a grouped block, and a branch that is read late."""
+    handles = [handle(12, 3, 3, 3), handle(4, 12, 1, 1), handle(4, 4, 3, 3), handle(20, 4, 1, 1), handle(20, 12, 1, 1),
+               handle(20, 5, 3, 3, groups=4)]  # fmt: skip
+    steps = [
+        ConvStep(0, 0, 12, (3, 3), (2, 2), (1, 1)),
+        ConvStep(2, 1, 4, (1, 1), act="relu6"),
+        ConvStep(3, 2, 4, (3, 3), (1, 1), (2, 2), (2, 2), act="silu"),
+        ConvStep(2, 4, 20, (1, 1), act="none"),
+        ConvStep(4, 3, 20, (1, 1), residual=5),
+        ConvStep(6, 5, 20, (3, 3), (1, 1), (1, 1), groups=4, act="hardswish", residual=1),
+        ConvStep(2, 1, 4, (1, 1), act="none"),
+    ]
+    return handles, steps
+
+
+def one_by_one(inputs, handles, steps):
+    values = list(inputs)
+    for s in steps:
+        residual = None if s.residual < 0 else values[s.residual]
+        x = values[s.x].contiguous(memory_format=torch.channels_last)
+        values.append(
+            rep_conv2d_packed(
+                x, handles[s.handle], s.out_channels, s.kernel_size, s.stride, s.padding, s.dilation, s.groups, s.act,
+                residual,
+            )
+        )  # fmt: skip
+    return values[len(inputs) :]
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_is_the_single_calls_bit_for_bit(n):
+    handles, steps = network()
+    inputs = [torch.randn(n, 3, 17, 13), torch.randn(n, 20, 9, 7)]
+    expected = one_by_one(inputs, handles, steps)
+    for outputs in ([5], [6, 5], list(range(7)), [0, 6]):
+        results = rep_conv2d_chain(inputs[0], handles, steps, outputs, inputs[1:])
+        assert len(results) == len(outputs)
+        for y, i in zip(results, outputs, strict=True):
+            assert torch.equal(y, expected[i]) and y.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_results_are_not_overwritten_by_the_next_call():
+    handles, steps = network()
+    inputs = [torch.randn(2, 3, 17, 13), torch.randn(2, 20, 9, 7)]
+    first = rep_conv2d_chain(inputs[0], handles, steps, [2, 5], inputs[1:])
+    kept = [y.clone() for y in first]
+    rep_conv2d_chain(inputs[0] * 2, handles, steps, [2, 5], inputs[1:])
+    assert all(torch.equal(a, b) for a, b in zip(first, kept, strict=True))
+
+
+def test_maps_beyond_the_kept_scratch():
+    handles = [handle(4, 1, 1, 1), handle(4, 4, 1, 1)]
+    steps = [ConvStep(0, 0, 4, (1, 1)), ConvStep(1, 1, 4, (1, 1)), ConvStep(2, 1, 4, (1, 1), (64, 64))]
+    x = torch.randn(1, 1, 2048, 2304)  # 72 MiB a map
+    y = rep_conv2d_chain(x, handles, steps)[0]
+    near = [*steps[:2], steps[2]._replace(stride=(1, 1))]
+    assert torch.equal(y, rep_conv2d_chain(x[:, :, ::64, ::64].contiguous(), handles, near)[0])
+
+
+def test_16_bit_maps_between_are_not_rounded():
+    handles, steps = network()
+    inputs = [torch.randn(2, 3, 17, 13).bfloat16(), torch.randn(2, 20, 9, 7).bfloat16()]
+    wide = rep_conv2d_chain(inputs[0].float(), handles, steps, [5], [inputs[1].float()])[0]
+    narrow = rep_conv2d_chain(inputs[0], handles, steps, [5], inputs[1:])[0]
+    assert torch.equal(narrow, wide.bfloat16())
+
+
+def test_gradients_of_all_inputs_and_results():
+    handles, steps = network()
+    inputs = [torch.randn(2, 3, 9, 9, requires_grad=True), torch.randn(2, 20, 5, 5, requires_grad=True)]
+    results = rep_conv2d_chain(inputs[0], handles, steps, [6, 5], inputs[1:])
+    found = torch.autograd.grad(sum(y.square().sum() for y in results), inputs)
+    expected = one_by_one(inputs, handles, steps)
+    wanted = torch.autograd.grad(sum(expected[i].square().sum() for i in (6, 5)), inputs)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)
+    only = torch.autograd.grad(rep_conv2d_chain(inputs[0], handles, steps, [1], inputs[1:])[0].sum(), inputs)
+    assert bool((only[1] == 0).all())
+
+
+def test_steps_are_read_as_written():
+    _, steps = network()
+    assert read_steps(write_steps(steps)) == steps and read_steps("") == []
+
+
+NO_CHAINS = (
+    "1",
+    "0 -1 0;",
+    "0 -1 0 12 3 3 1 1 1 1 1 1 1 relu",
+    "0 -1 0 12 3 3 1 1 1 1 1 1 1 gelu;",
+    "a;",
+    ";",
+    "0 -1 0 12 3 3 1 1 1 1 1 1 1 ;",
+    "9 -1 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -2 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 2 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -1 6 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -1 -1 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -1 0 13 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 0 1 1 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 -1 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 1 1 0 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 1 1 1 1 3 relu;",
+    "0 -1 0 12 3 3 1 1 1 1 1 1 0 relu;",
+    "0 -1 0 12 1 1 1 1 1 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 1 1 99 1 1 relu;",
+    "1 -1 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 1 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "99999999999999999999 -1 0 12 3 3 1 1 1 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 4611686018427387904 1 1 1 1 relu;",
+    "0 -1 0 12 3 3 1 1 2147483647 2147483647 1 1 1 relu;",
+)
+
+
+@pytest.mark.parametrize("text", NO_CHAINS)
+def test_what_is_no_chain_is_refused(text):
+    handles, _ = network()
+    args = (torch.randn(1, 3, 9, 9), [torch.randn(1, 20, 5, 5)], handles, text, [0])
+    with pytest.raises((ValueError, TypeError)):
+        _chain_op(*args)
+    # The fake sees a handle's size only, which is that of 13 outputs, or of 3 groups, too; and it allocates nothing.
+    if not any(part in text for part in ("0 13 3", "1 3 relu", "2147483647 2147")):
+        with pytest.raises((ValueError, TypeError)):
+            _chain_op.fake(*args)
+
+
+@pytest.mark.parametrize("outputs", [[1], [-1], [0, 0], [2**40]])
+def test_outputs_are_different_steps(outputs):
+    x, h = torch.randn(1, 3, 5, 5), [handle(12, 3, 3, 3)]
+    for call in (_chain_op, _chain_op.fake):
+        with pytest.raises(ValueError, match="outputs"):
+            call(x, [], h, "0 -1 0 12 3 3 1 1 1 1 1 1 1 relu;", outputs)
+
+
+def test_a_corrupt_handle_is_refused():
+    x, h = torch.randn(1, 3, 5, 5), handle(12, 3, 3, 3)
+    h[20] ^= 1
+    with pytest.raises(ValueError, match="checksum"):
+        rep_conv2d_chain(x, [h], [ConvStep(0, 0, 12, (3, 3))])
+
+
+def test_no_steps_and_no_outputs():
+    assert rep_conv2d_chain(torch.randn(1, 3, 5, 5), [], [], []) == []
+    with pytest.raises(ValueError, match="outputs"):
+        rep_conv2d_chain(torch.randn(1, 3, 5, 5), [], [])
+
+
+def test_dtypes_do_not_mix():
+    handles, steps = network()
+    with pytest.raises(TypeError, match="others"):
+        rep_conv2d_chain(torch.randn(1, 3, 17, 13), handles, steps, [5], [torch.randn(1, 20, 9, 7).half()])
+
+
+def test_the_reference_agrees():
+    handles, steps = network()
+    inputs = [torch.randn(2, 3, 17, 13), torch.randn(2, 20, 9, 7)]
+    results = rep_conv2d_chain(inputs[0], handles, steps, list(range(7)), inputs[1:])
+    expected = _reference(inputs[0].double(), [inputs[1].double()], handles, write_steps(steps), list(range(7)))
+    for y, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4)
