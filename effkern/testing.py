@@ -29,7 +29,8 @@ class Sample:
         op: the public function.
         reference: the same function in plain PyTorch with the operator's own arguments; takes fp64.
         args: the operator's positional arguments, all of them, as ``torch.ops.effkern.<op>`` takes them.
-        magnitude: ``A`` of the bound: the reference over absolute values without activation, in fp64.
+        magnitude: ``A`` of the bound: the reference over absolute values without activation, in fp64; for several
+            results one for all of them or one each.
         requires_grad: names of the arguments to differentiate.
     """
 
@@ -37,7 +38,7 @@ class Sample:
     op: Any
     reference: Callable[..., Any]
     args: tuple
-    magnitude: Callable[..., Tensor] | None = None
+    magnitude: Callable[..., Any] | None = None
     requires_grad: tuple[str, ...] = ()
     tags: frozenset[str] = field(default_factory=frozenset)
 

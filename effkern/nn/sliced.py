@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from effkern import ops
 from effkern.nn._packing import HoldsPack
 from effkern.nn._widths import HasWidthTables, as_widths, sample_widths, width_index
-from effkern.ops.sliced_conv.reference import slice_bias, slice_weight
+from effkern.ops._slices import slice_bias, slice_weight
 
 Pair = int | tuple[int, int]
 Tables = tuple[Tensor, Tensor]

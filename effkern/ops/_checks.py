@@ -38,12 +38,15 @@ def check_map(x: Tensor, op: str, name: str = "x") -> None:
     check_dtype(x, op, name)
 
 
-def check_weight(weight: Tensor, groups: int, x: Tensor, op: str, name: str = "weight") -> None:
+def check_weight(
+    weight: Tensor, groups: int, x: Tensor, op: str, name: str = "weight", own_dtype: bool = False
+) -> None:
+    """``own_dtype``: the weight's dtype may be another than x's."""
     if weight.dim() != 4:
         raise ValueError(f"{op}: {name} must be 4-d [Co, Ci/groups, kh, kw], got shape {list(weight.shape)}")
     if min(weight.shape[2:]) < 1:
         raise ValueError(f"{op}: {name} must have a kernel of at least 1x1, got shape {list(weight.shape)}")
-    check_dtype(weight, op, name, x.dtype)
+    check_dtype(weight, op, name, None if own_dtype else x.dtype)
     check_device(weight, x, op, name)
     if groups < 1 or weight.size(0) % groups != 0:
         raise ValueError(f"{op}: groups must divide {name}'s {weight.size(0)} outputs, got {groups}")

@@ -21,6 +21,7 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
     csrc = CHECKOUT / "csrc"
     own = [*csrc.glob(f"tests/{tests}.cpp"), csrc / "tests" / "main.cpp"]
     sources = [*own, *csrc.glob("conv/*.cpp"), *(csrc / name for name in PLAIN)]
+    sources += [path for path in csrc.glob("conv_backward/*.cpp") if not path.stem.endswith("_cpu")]
     sources += [path for name in PLAIN_PQ for path in csrc.glob(f"pq/{name}.cpp")]
     flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
 
@@ -39,7 +40,7 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sanitizers", "files", "tests"),
-    [("address,undefined", "test_*", ""), ("thread", "test_conv", "threads"), ("thread", "test_pq", "threads")],
+    [("address,undefined", "test_*", ""), ("thread", "test_conv*", "threads"), ("thread", "test_pq", "threads")],
 )
 def test_the_engine_under_sanitizers(tmp_path, sanitizers, files, tests):
     program = build(tmp_path, sanitizers, files)

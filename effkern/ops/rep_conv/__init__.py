@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from effkern.ops import _checks as check
-from effkern.ops._autograd import activation_backward, channel_sum, conv2d_backward
+from effkern.ops._autograd import activation_backward
+from effkern.ops._conv_backward import conv2d_backward
 from effkern.ops._memo import memo
 from effkern.ops._pack import pack_conv_weight
-from effkern.ops._registry import Op, empty_like_layout, is_channels_last
+from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.rep_conv import reference
 
 __all__ = ["pack_conv_weight", "rep_conv2d", "rep_conv2d_packed"]
@@ -46,22 +47,25 @@ def _checked_output(
 
 def _gradient(
     grad: Tensor, x: Tensor, weight: Tensor, y: Tensor, bias: Tensor | None, residual: Tensor | None,
-    geometry: tuple[Ints, Ints, Ints], groups: int, act: str, needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients at the activation's input, at x and at the weight, all fp32 and differentiable again."""
+    geometry: tuple[Ints, Ints, Ints], groups: int, act: str, algo: str,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients at x, the weight, the bias and the activation's input, all differentiable again."""
 
     def pre() -> Tensor:
         # In fp32 also for 16-bit storage: the slope of a rounded pre-activation would be another function's.
         wide = None if residual is None else residual.float()
         offset = None if bias is None else bias.float()
-        return _op(x.float(), weight.float(), offset, *geometry, groups, "none", wide, "auto")
+        return _op(x.float(), weight.float(), offset, *geometry, groups, "none", wide, algo)
 
-    layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    # y.sum().backward() sends a gradient of stride 0: made dense once, here.
-    dense = grad.float().contiguous(memory_format=layout)
-    gz = activation_backward(dense, y, pre, act)
-    gx, gw = conv2d_backward(gz, x, weight, *geometry, groups, needs)
-    return gz, gx, gw
+    if act in ("hardswish", "silu"):  # slopes that do not show in y
+        grad, act = activation_backward(grad.float(), y, pre, act), "none"
+    masked = act != "none"
+    wanted = (*needs[:3], needs[3] and masked)
+    grads = conv2d_backward(
+        grad, y if masked else None, x, weight, *geometry, groups, "within_group", act, algo, wanted
+    )
+    return grads if masked else (*grads[:3], grad)
 
 
 def _fake(
@@ -78,24 +82,22 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, stride, padding, dilation, groups, act, residual, _ = inputs
+    x, weight, bias, stride, padding, dilation, groups, act, residual, algo = inputs
     ctx.save_for_backward(x, weight, bias, residual, output)
-    ctx.geometry, ctx.groups, ctx.act = (stride, padding, dilation), groups, act
+    ctx.geometry, ctx.groups, ctx.act, ctx.algo = (stride, padding, dilation), groups, act, algo
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, residual, y = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    needs_residual = ctx.needs_input_grad[8]
-    gz, gx, gw = _gradient(
-        grad, x, weight, y, bias, residual, ctx.geometry, ctx.groups, ctx.act, (needs_x, needs_weight)
-    )
+    needs = (needs_x, needs_weight, needs_bias, ctx.needs_input_grad[8])
+    gx, gw, gb, gz = _gradient(grad, x, weight, y, bias, residual, ctx.geometry, ctx.groups, ctx.act, ctx.algo, needs)
     return (
-        None if gx is None else gx.to(x.dtype),
-        None if gw is None else gw.to(weight.dtype),
-        channel_sum(gz).to(bias.dtype) if needs_bias else None,
+        gx if needs_x else None,
+        gw if needs_weight else None,
+        gb.to(bias.dtype) if needs_bias else None,
         *[None] * 5,
-        gz.to(residual.dtype) if needs_residual else None,
+        gz.to(residual.dtype) if needs[3] else None,
         None,
     )
 
@@ -142,10 +144,10 @@ def _fake_packed(
 
 
 def _save_packed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, handle, out_channels, kernel_size, stride, padding, dilation, groups, act, residual, _ = inputs
+    x, handle, out_channels, kernel_size, stride, padding, dilation, groups, act, residual, algo = inputs
     ctx.save_for_backward(x, handle, residual, output)
     ctx.dims = (out_channels, kernel_size, groups)
-    ctx.geometry, ctx.act = (stride, padding, dilation), act
+    ctx.geometry, ctx.act, ctx.algo = (stride, padding, dilation), act, algo
 
 
 def _backward_packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,9 +155,10 @@ def _backward_packed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     out_channels, kernel_size, groups = ctx.dims
     needs_x, needs_residual = ctx.needs_input_grad[0], ctx.needs_input_grad[9]
     weight, bias = reference.unpack_conv_weight(handle, out_channels, x.size(1) // groups, kernel_size, groups)
-    gz, gx, _ = _gradient(grad, x, weight, y, bias, residual, ctx.geometry, groups, ctx.act, (needs_x, False))
+    needs = (needs_x, False, False, needs_residual)
+    gx, _, _, gz = _gradient(grad, x, weight, y, bias, residual, ctx.geometry, groups, ctx.act, ctx.algo, needs)
     return (
-        None if gx is None else gx.to(x.dtype),
+        gx if needs_x else None,
         *[None] * 8,
         gz.to(residual.dtype) if needs_residual else None,
         None,

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from effkern.ops import _checks as check
-from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
+from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype
+from effkern.ops._conv_backward import conv2d_backward
 from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops._slices import check_slice, unslice_bias
 from effkern.ops.sliced_conv import reference
-from effkern.ops.sliced_conv._checks import check_bias, check_slice
+from effkern.ops.sliced_conv._checks import check_bias
 from effkern.ops.sliced_conv.linear import sliced_linear, sliced_linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, remembered, sliced_conv2d_packed, sliced_conv2d_ragged_packed
 from effkern.ops.sliced_conv.ragged import sliced_conv2d_ragged
@@ -81,20 +83,21 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         return None if vector is None else torch.nn.functional.pad(part, (0, vector.size(0) - c_out)).to(vector.dtype)
 
     needs = dict(zip(_sliced_conv2d.arguments, ctx.needs_input_grad, strict=True))
-    g = activation_backward(grad.to(dtype), y, lambda: forward(scale, shift), act)
+    g = grad
+    if act in ("hardswish", "silu") or scale is not None or shift is not None:
+        g, act = activation_backward(grad.to(dtype), y, lambda: forward(scale, shift), act), "none"
     g_shift = whole(shift, channel_sum(g)) if needs["shift"] else None
     g_scale = whole(scale, channel_sum(g * forward(None, None))) if needs["scale"] else None
     if scale is not None:
         g = g * column(scale)
+    gx, gw, gb, _ = conv2d_backward(
+        g, None if act == "none" else y, x, weight, stride, padding, dilation, groups, group_mode, act, algo,
+        (needs["x"], needs["weight"], needs["bias"], False),
+    )  # fmt: skip
     g_bias = None
     if needs["bias"]:
-        g_bias = reference.unslice_bias(channel_sum(g), bias.size(0), groups, group_mode).to(bias.dtype)
-    part, running = reference.slice_weight(weight, x.size(1), c_out, groups, group_mode)
-    gx, gw = conv2d_backward(g, x, part, stride, padding, dilation, running, (needs["x"], needs["weight"]))
-    if gx is not None:
-        gx = gx.to(x.dtype)
-    if gw is not None:
-        gw = reference.unslice_weight(gw, weight, x.size(1), c_out, groups, group_mode).to(weight.dtype)
+        g_bias = unslice_bias(gb, bias.size(0), groups, group_mode).to(bias.dtype)
+    gx, gw = gx if needs["x"] else None, gw if needs["weight"] else None
     return gx, gw, g_bias, None, None, None, None, None, None, g_scale, g_shift, None, None
 
 

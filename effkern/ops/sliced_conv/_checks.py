@@ -7,42 +7,6 @@ from torch import Tensor
 
 from effkern.ops import _checks as check
 
-GROUP_MODES = ("prefix_groups", "within_group")
-
-
-def check_group_mode(group_mode: str, op: str) -> None:
-    check.check_choice(group_mode, GROUP_MODES, op, "group_mode")
-
-
-def check_slice(
-    op: str,
-    weight: Tensor,
-    c_in: int,
-    c_out: int,
-    groups: int,
-    group_mode: str,
-    names: tuple[str, str] = ("x's channels", "c_out"),
-) -> None:
-    """Refuse widths that a weight ``[Co, Ci / groups, ...]`` cannot run at; ``names`` are for the message."""
-    outs, ins = weight.size(0), weight.size(1)
-    check_group_mode(group_mode, op)
-    if c_in < 0 or c_in > ins * groups:
-        raise ValueError(f"{op}: {names[0]} must be in [0, {ins * groups}], got {c_in}")
-    if c_out < 0 or c_out > outs:
-        raise ValueError(f"{op}: {names[1]} must be in [0, {outs}], got {c_out}")
-    if groups == 1:
-        return
-    if group_mode == "within_group":
-        if c_in % groups or c_out % groups:
-            both = f"{names[0]} and {names[1]}"
-            raise ValueError(f"{op}: {both} must be multiples of groups = {groups}, got {c_in} and {c_out}")
-    elif ins == 0 or c_in % ins:
-        raise ValueError(f"{op}: {names[0]} must be a multiple of the {ins} channels of a group, got {c_in}")
-    elif c_out != c_in // ins * (outs // groups):
-        raise ValueError(
-            f"{op}: {names[1]} must be {c_in // ins * (outs // groups)} where {names[0]} are {c_in}, got {c_out}"
-        )
-
 
 def check_bias(
     bias: Tensor | None, weight: Tensor, c_out: int, groups: int, group_mode: str, x: Tensor, op: str

@@ -12,8 +12,9 @@ from torch import Tensor
 from effkern.ops import _checks as check
 from effkern.ops._autograd import activation_backward, compute_dtype
 from effkern.ops._registry import Op
+from effkern.ops._slices import check_slice
 from effkern.ops.sliced_conv import reference
-from effkern.ops.sliced_conv._checks import check_slice, check_tables, check_widths
+from effkern.ops.sliced_conv._checks import check_tables, check_widths
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed, remembered
 from effkern.ops.sliced_conv.ragged_backward import ragged_backward
 

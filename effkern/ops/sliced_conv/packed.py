@@ -12,8 +12,9 @@ from effkern.ops import _checks as check
 from effkern.ops._memo import memo
 from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops._slices import check_group_mode
 from effkern.ops.sliced_conv import reference
-from effkern.ops.sliced_conv._checks import check_group_mode, check_tables, check_widths
+from effkern.ops.sliced_conv._checks import check_tables, check_widths
 
 Ints = Sequence[int]
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from effkern.ops import _checks as check
 from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops._slices import check_group_mode
 from effkern.ops.sliced_conv import reference
-from effkern.ops.sliced_conv._checks import check_group_mode, check_tables, check_widths
+from effkern.ops.sliced_conv._checks import check_tables, check_widths
 from effkern.ops.sliced_conv.packed import _ragged_packed, remembered
 from effkern.ops.sliced_conv.ragged_backward import ragged_backward
 

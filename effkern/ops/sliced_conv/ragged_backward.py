@@ -10,6 +10,7 @@ from torch import Tensor
 
 from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
 from effkern.ops._registry import Op, empty_like_layout
+from effkern.ops._slices import slice_weight, unslice_bias, unslice_weight
 from effkern.ops.sliced_conv import reference
 
 
@@ -47,7 +48,7 @@ def _kernel(
     for (ci, co), samples in _classes(c_in, c_out).items():
         rows = torch.tensor(samples, device=x.device)
         slice_args = (ci, co, groups, group_mode)
-        part, running = reference.slice_weight(weight, *slice_args)
+        part, running = slice_weight(weight, *slice_args)
         xs, g = x[rows, :ci].to(dtype), grad[rows, :co].to(dtype)
 
         def table_rows(table: Tensor | None, rows: Tensor = rows, co: int = co) -> Tensor | None:
@@ -72,12 +73,12 @@ def _kernel(
         if scale is not None:
             g = g * scale
         if needs[2]:
-            g_bias += reference.unslice_bias(channel_sum(g), g_bias.size(0), groups, group_mode)
+            g_bias += unslice_bias(channel_sum(g), g_bias.size(0), groups, group_mode)
         gx, gw = conv2d_backward(g, xs, part, stride, padding, dilation, running, (needs[0], needs[1]))
         if gx is not None:
             g_x[rows, :ci] = gx
         if gw is not None:
-            g_weight += reference.unslice_weight(gw, weight, *slice_args)
+            g_weight += unslice_weight(gw, weight, *slice_args)
     return tuple(g if t is None else g.to(t.dtype) for g, t in zip(total, inputs, strict=True))
 
 

@@ -12,47 +12,8 @@ from torch import Tensor
 from effkern.ops._autograd import activate, compute_dtype
 from effkern.ops._checks import check_finite
 from effkern.ops._handle import check_handle, unpack_conv_weight
-from effkern.ops.sliced_conv._checks import check_range, check_slice
-
-
-def slice_weight(weight: Tensor, c_in: int, c_out: int, groups: int, group_mode: str) -> tuple[Tensor, int]:
-    """The running part of a weight and the number of groups it runs with.
-
-    Without groups the first ``c_out x c_in`` part. ``prefix_groups``: channels per group are fixed and the first
-    ``c_in / in_per_group`` groups run. ``within_group``: every group runs, with a prefix inside.
-    """
-    if groups == 1:
-        return weight[:c_out, :c_in], 1
-    if group_mode == "prefix_groups":
-        return weight[:c_out], c_in // weight.size(1)
-    per_group = weight.unflatten(0, (groups, weight.size(0) // groups))
-    return per_group[:, : c_out // groups, : c_in // groups].flatten(0, 1), groups
-
-
-def unslice_weight(part: Tensor, weight: Tensor, c_in: int, c_out: int, groups: int, group_mode: str) -> Tensor:
-    """Puts a gradient of the running part into zeros of the whole weight's shape: the transpose of ``slice_weight``."""
-    outs, ins = weight.size(0), weight.size(1)
-    if groups == 1:
-        return F.pad(part, (0, 0, 0, 0, 0, ins - c_in, 0, outs - c_out))
-    if group_mode == "prefix_groups":
-        return F.pad(part, (0, 0, 0, 0, 0, 0, 0, outs - c_out))
-    part = part.unflatten(0, (groups, c_out // groups))
-    return F.pad(part, (0, 0, 0, 0, 0, ins - c_in // groups, 0, (outs - c_out) // groups)).flatten(0, 1)
-
-
-def slice_bias(bias: Tensor, c_out: int, groups: int, group_mode: str) -> Tensor:
-    """The elements of a whole layer's bias that belong to the running outputs, as ``slice_weight`` takes its rows."""
-    if groups == 1 or group_mode == "prefix_groups":
-        return bias[:c_out]
-    return bias.unflatten(0, (groups, bias.size(0) // groups))[:, : c_out // groups].flatten()
-
-
-def unslice_bias(part: Tensor, size: int, groups: int, group_mode: str) -> Tensor:
-    """Puts a gradient of the running elements into ``size`` zeros: the transpose of ``slice_bias``."""
-    if groups == 1 or group_mode == "prefix_groups":
-        return F.pad(part, (0, size - part.size(0)))
-    part = part.unflatten(0, (groups, part.size(0) // groups))
-    return F.pad(part, (0, size // groups - part.size(1))).flatten()
+from effkern.ops._slices import check_slice, slice_bias, slice_weight
+from effkern.ops.sliced_conv._checks import check_range
 
 
 def sliced_conv2d(
