@@ -75,7 +75,8 @@ def bench_scaling(bench: Bench, op: str, network: Network, batch: int) -> None:
         return
     names = {1: "effkern", 2: "effkern, 2 threads"}
     contenders = {name: Contender(lambda: ours(x), threads=threads) for threads, name in names.items()}
-    bench.compare(op=op, case=network.name, batch=batch, layout="contiguous", contenders=contenders, macs=macs(net, x))
+    options = {"layout": "contiguous", "macs": macs(net, x), "seconds": bench.seconds / 3}
+    bench.compare(op=op, case=network.name, batch=batch, contenders=contenders, **options)
 
 
 def run(bench: Bench) -> None:
@@ -90,4 +91,4 @@ def run(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    main("networks", run, threads=(1, 2), seconds=14)
+    main("networks", run, threads=(1, 2), seconds=12)

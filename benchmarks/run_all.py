@@ -46,15 +46,15 @@ class Family:
 
 #: In the order of running; 40 minutes are the most they may take together.
 PLAN = (
-    Family("networks", 10.0, "RepVGG-A0 and B1, ResNet-50, MobileNetV2 through effkern.optimize"),
-    Family("cifar", 5.0, "ResNet-32 and ResNet-110 for CIFAR, dense"),
-    Family("block_skip", 2.0, "BlockDrop: bodies and blocks over keep ratios"),
-    Family("supernet", 3.5, "whole slimmable supernets: mixed widths, every width"),
-    Family("rep_conv", 6.0, "single layers"),
+    Family("networks", 11.0, "RepVGG-A0 and B1, ResNet-50, MobileNetV2 through effkern.optimize"),
+    Family("cifar", 4.5, "ResNet-32 and ResNet-110 for CIFAR, dense"),
+    Family("block_skip", 3.5, "BlockDrop: bodies and blocks over keep ratios"),
+    Family("supernet", 4.0, "whole slimmable supernets: mixed widths, every width"),
+    Family("rep_conv", 5.5, "single layers"),
     Family("sliced_conv", 2.5, "single layers at a part of their width"),
     Family("pq", 3.5, "layers run from codes, and a network's memory"),
     Family("multi_branch_bn", 1.5, "batch norm of several branches, sum and ReLU, forward and backward"),
-    Family("backward", 2.0, "gradients of convolutions"),
+    Family("backward", 1.5, "gradients of convolutions"),
     Family("overhead", 0.3, "what a call costs beside its work"),
 )
 
