@@ -23,6 +23,7 @@ from effkern.inference.recognize import (
     as_norm,
     as_nothing,
     as_sum,
+    as_zero_pad,
     bound,
     exact,
 )
@@ -74,6 +75,28 @@ def read_convolutions(network: Network) -> None:
         if found is not None:
             x, call = found
             network.replace(node, network.add_convolution(node, x, call))
+
+
+def fold_pads(network: Network) -> None:
+    """Zeros put around a convolution's input are its padding."""
+    for node in network.convolutions():
+        call, pad = conv_call(node), node.args[0]
+        assert call is not None and isinstance(pad, fx.Node)
+        zeros = as_zero_pad(network, pad)
+        padded = any(side for axis in call.conv.padding for side in axis)
+        if zeros is None or (padded and call.conv.padding_mode != "zeros"):
+            continue
+        (top, bottom), (left, right) = call.conv.padding
+        (above, below), (before, after) = zeros
+        padding = ((top + above, bottom + below), (left + before, right + after))
+        node.meta["conv"] = replace(
+            call,
+            conv=replace(call.conv, padding=padding, padding_mode="zeros"),
+            parts=[network.part(pad), *call.parts] if len(pad.users) == 1 else call.parts,
+        )
+        node.args = (pad.all_input_nodes[0], *node.args[1:])
+        if not pad.users:
+            network.erase(pad)
 
 
 def drop_rank_checks(network: Network) -> None:
@@ -315,6 +338,7 @@ def _join(network: Network, x: fx.Node, node: fx.Node, call: ConvCall, residual:
 PASSES: tuple[Callable[[Network], None], ...] = (
     fold_constants,
     read_convolutions,
+    fold_pads,
     drop_rank_checks,
     fold_norms,
     fold_linear_norms,

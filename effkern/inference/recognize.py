@@ -237,6 +237,24 @@ def as_sum(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return node.args  # type: ignore[return-value]
 
 
+def as_zero_pad(network: Network, node: fx.Node) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """``((top, bottom), (left, right))`` if a call puts so many zeros around a map."""
+    module = network.module(node)
+    pad: Any = None
+    if isinstance(module, nn.ZeroPad2d) or (isinstance(module, nn.ConstantPad2d) and module.value == 0):
+        pad = module.padding
+    elif node.target is F.pad:
+        arguments = bound(node, lambda input, pad, mode="constant", value=None: None) or {}
+        if arguments.get("mode") == "constant" and arguments["value"] in (None, 0):
+            pad = arguments["pad"]
+    if not isinstance(pad, (list, tuple)) or len(pad) != 4 or len(node.all_input_nodes) != 1:
+        return None
+    if not all(isinstance(side, int) and side >= 0 for side in pad):
+        return None
+    left, right, top, bottom = pad
+    return (top, bottom), (left, right)
+
+
 def as_nothing(network: Network, node: fx.Node) -> str | None:
     """Why a call returns its first argument unchanged in eval mode; None if it does not."""
     module = network.module(node)

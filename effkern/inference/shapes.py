@@ -141,7 +141,7 @@ def _piece(shapes: dict[fx.Node, Shape], node: fx.Node) -> Shape | None:
     x = shapes.get(source.args[0])  # type: ignore[arg-type]
     arguments = bound(source, lambda input, sizes, dim=0: None) or {}
     sizes = arguments.get("sizes")
-    if x is None or not isinstance(x.c, int) or arguments["dim"] not in (1, -3):
+    if x is None or not isinstance(x.c, int) or arguments.get("dim") not in (1, -3):
         return None
     if source.target in (torch.chunk, "chunk") and isinstance(sizes, int) and x.c % sizes == 0:
         return replace(x, c=x.c // sizes)

@@ -182,6 +182,43 @@ def test_a_norm_without_statistics_normalises_with_the_batch():
     assert "running statistics" in result.report().why("1")
 
 
+PADS = {
+    "symmetric": lambda m, x: m.c(F.pad(x, (1, 1, 2, 2))),
+    "asymmetric": lambda m, x: m.s(F.pad(x, (0, 1, 0, 1))),
+    "on top of its own": lambda m, x: m.b(F.pad(x, [1, 2, 0, 1])),
+    "a module": lambda m, x: m.c(m.pad(x)),
+    "used twice": lambda m, x: (lambda y: m.c(y) * y.mean())(F.pad(x, (1, 1, 1, 1))),
+}
+NO_PADS = {
+    "ones": lambda m, x: m.c(F.pad(x, (1, 1, 1, 1), value=1.0)),
+    "reflected": lambda m, x: m.c(F.pad(x, (1, 1, 1, 1), mode="reflect")),
+    "cropped": lambda m, x: m.c(F.pad(x, (-1, 1, 1, 1))),
+    "channels": lambda m, x: m.c(F.pad(x[:, :6], (0, 0, 0, 0, 1, 1))),
+    "under reflections": lambda m, x: m.r(F.pad(x, (1, 1, 1, 1))),
+}
+
+
+@pytest.mark.parametrize("case", [*PADS, *NO_PADS])
+def test_zeros_around_an_input_are_padding(case):
+    torch.manual_seed(0)
+    layers = {"b": conv(), "c": conv(padding=0), "s": conv(stride=2, padding=0), "pad": nn.ZeroPad2d((1, 0, 2, 1))}
+    model = Calls((PADS | NO_PADS)[case], r=conv(padding_mode="reflect"), **layers).eval()
+    result = optimized_and_same(model, X)
+    assert any(row.kind in ("pad", "ZeroPad2d") for row in result.report().replaced) == (
+        case in PADS and case != "used twice"
+    )
+
+
+def test_sizes_that_the_network_computes_with():
+    def function(m, x):
+        n, c, h, w = x.size()
+        y = m.b(x)
+        return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w) + x[:, :, :h, : x.shape[3]]
+
+    optimized_and_same(Calls(function, b=conv()).eval(), X)
+    optimized_and_same(Calls(lambda m, x: m.b(m.b(x).view(*x.size()[:2], *x.shape[2:])), b=conv()).eval(), X)
+
+
 def test_functional_norms_and_convolutions():
     class Functional(nn.Module):
         def __init__(self):
