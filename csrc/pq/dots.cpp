@@ -54,13 +54,14 @@ class Worker {
     const size_t sums = static_cast<size_t>(plan.batch * kOutputs * kLanes);
     const size_t results = static_cast<size_t>(plan.batch * kOutputs), pointers = static_cast<size_t>(plan.batch);
     Arena& arena = thread_arena();
-    arena.reset(Arena::bytes(offsets, 4) + Arena::bytes(copy, 4) + Arena::bytes(sums, 4) + Arena::bytes(results, 4) +
-                Arena::bytes(pointers, sizeof(float*)));
+    arena.reset(Arena::bytes(pointers, sizeof(int64_t)) + Arena::bytes(offsets, 4) + Arena::bytes(copy, 4) +
+                Arena::bytes(sums, 4) + Arena::bytes(results, 4) + Arena::bytes(pointers, sizeof(float*)));
     offsets_ = arena.take<uint32_t>(offsets);
     copy_ = arena.take<float>(copy);
     sums_ = arena.take<float>(sums);
     results_ = arena.take<float>(results);
     x_ = arena.take<const float*>(pointers);
+    y_ = arena.take<int64_t>(pointers);
   }
 
   void operator()(int64_t batch, int64_t panel) {
@@ -81,7 +82,7 @@ class Worker {
     }
     k.reduce(sums_, rows_ * kOutputs, results_);
     if (l_.left > 0) add_left(first, live);
-    store_rows(p_, map_, row_, rows_, first, results_);
+    store_rows(p_, y_, rows_, first, results_);
   }
 
  private:
@@ -94,6 +95,7 @@ class Worker {
     const int64_t d = decoder_.matrix().d, whole = l_.positions * d;
     for (int64_t r = 0; r < rows_; ++r) {
       const int64_t from = map_.x(row_ + r);
+      y_[r] = map_.y(row_ + r);
       if (plan_.in_place) {
         x_[r] = static_cast<const float*>(x.data) + from;
         continue;
@@ -136,6 +138,7 @@ class Worker {
   uint32_t* offsets_;
   float *copy_, *sums_, *results_;
   const float** x_;
+  int64_t* y_;
 };
 
 }  // namespace

@@ -173,10 +173,10 @@ bool offsets(const void* codes, CodeType type, int64_t pitch, int64_t rows, int6
 // ------------------------------------------------------------------------------------------------------------
 
 // Columns t .. t + 3 of 8 rows of the book, as 4 vectors of 8 rows: two 4 x 4 transposes side by side.
-inline void transpose4(const float* book, const uint32_t* offsets, Vec* out) {
+inline void transpose4(const float* const* rows, int64_t t, Vec* out) {
   Vec in[4];
 #pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) in[i] = join(load4(book + offsets[i]), load4(book + offsets[i + 4]));
+  for (int i = 0; i < 4; ++i) in[i] = join(load4(rows[i] + t), load4(rows[i + 4] + t));
   const Vec low01 = shuffle(in[0], in[1], Index{0, 8, 1, 9, 4, 12, 5, 13});
   const Vec high01 = shuffle(in[0], in[1], Index{2, 10, 3, 11, 6, 14, 7, 15});
   const Vec low23 = shuffle(in[2], in[3], Index{0, 8, 1, 9, 4, 12, 5, 13});
@@ -212,11 +212,14 @@ inline void transpose8(Vec* row) {
 template <int kD, bool kAdd>
 inline void place_rows(const float* book, const uint32_t* offsets, int64_t d, float* const* columns, int64_t shift) {
   const int64_t length = kD > 0 ? kD : d;
+  const float* rows[8];  // in registers: read again after every store they would cost as much as the rows
+#pragma GCC unroll 8
+  for (int r = 0; r < 8; ++r) rows[r] = book + offsets[r];
   int64_t t = 0;
 #pragma GCC unroll 4
   for (; t + 4 <= length; t += 4) {
     Vec column[4];
-    transpose4(book + t, offsets, column);
+    transpose4(rows, t, column);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       float* to = columns[t + i] + shift;
@@ -226,9 +229,7 @@ inline void place_rows(const float* book, const uint32_t* offsets, int64_t d, fl
 #pragma GCC unroll 3
   for (; t < length; ++t) {
     float* to = columns[t] + shift;
-    const float* at = book + t;
-    const Vec column = {at[offsets[0]], at[offsets[1]], at[offsets[2]], at[offsets[3]],
-                        at[offsets[4]], at[offsets[5]], at[offsets[6]], at[offsets[7]]};
+    const Vec column = {rows[0][t], rows[1][t], rows[2][t], rows[3][t], rows[4][t], rows[5][t], rows[6][t], rows[7][t]};
     save(to, kAdd ? load(to) + column : column);
   }
 }
@@ -313,6 +314,17 @@ void dot_tile(const float* book, const uint32_t* offsets, int64_t count, int64_t
       Vec in[kRows];
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) in[r] = load(row[r] + column);
+      if constexpr (kRows == 1 && kD == 8 && !kStaged) {
+        // Loads are what limits a single row: two offsets in one.
+#pragma GCC unroll 8
+        for (int o = 0; o < kOuts; o += 2) {
+          uint64_t pair;
+          __builtin_memcpy(&pair, offsets + o, sizeof(pair));
+          sum[0][o] += in[0] * load(book + static_cast<uint32_t>(pair));
+          sum[0][o + 1] += in[0] * load(book + (pair >> 32));
+        }
+        continue;
+      }
 #pragma GCC unroll 16
       for (int o = 0; o < kOuts; ++o) {
         const Vec w = decode<kD, kStaged>(book, offsets + o, v, stages);

@@ -43,12 +43,15 @@ class Worker {
       for (int64_t b = 0; b < blocks; ++b)
         for (int64_t j = 0; j < count; j += kTables) add(k, at + j, std::min(kTables, count - j), b, j);
     }
-    for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t b = 0; b < blocks; ++b) {
+      int64_t y[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) y[r] = map_.y(row + b * kLanes + r);
       for (int64_t o = 0; o < m_.rows; o += kOutputs) {
         float c[kLanes * kOutputs];
         k.turn(sums_ + (b * outputs_ + o) * kLanes, c);
-        store_rows(p_, map_, row + b * kLanes, std::min(kLanes, rows - b * kLanes), o, c);
+        store_rows(p_, y, std::min(kLanes, rows - b * kLanes), o, c);
       }
+    }
   }
 
  private:

@@ -27,21 +27,23 @@ class RowMap {
   int64_t begin_, length_;
 };
 
-// Stores c[row][16], outputs [first, first + 16) of `count` rows from `row` on.
-inline void store_rows(const conv::Problem& p, const RowMap& map, int64_t row, int64_t count, int64_t first,
-                       const float* c) {
+// Stores c[row][16], outputs [first, first + 16) of `count` rows that begin at elements y[row] of the output.
+inline void store_rows(const conv::Problem& p, const int64_t* y, int64_t count, int64_t first, const float* c) {
   const conv::Kernels& k = conv::kernels(isa());
-  conv::Store s{};
+  conv::Store s;
   s.cols = std::min(conv::kPanel, p.c_out - first);
   s.y_dtype = p.y.dtype;
   s.y_sc = p.y.sc;
   s.act = p.epilogue.act;
+  s.has_residual = false;
+  s.one_table = true;
+  s.scale[0] = p.epilogue.scale != nullptr ? p.epilogue.scale + first : nullptr;
+  s.shift[0] = p.epilogue.shift != nullptr ? p.epilogue.shift + first : nullptr;
   for (int64_t done = 0; done < count; done += s.rows) {
     s.rows = std::min(conv::kMaxRows, count - done);
     for (int64_t r = 0; r < s.rows; ++r) {
-      s.y[r] = static_cast<char*>(p.y.data) + (map.y(row + done + r) + first * p.y.sc) * dtype_size(p.y.dtype);
-      s.scale[r] = p.epilogue.scale != nullptr ? p.epilogue.scale + first : nullptr;
-      s.shift[r] = p.epilogue.shift != nullptr ? p.epilogue.shift + first : nullptr;
+      s.y[r] = static_cast<char*>(p.y.data) + (y[done + r] + first * p.y.sc) * dtype_size(p.y.dtype);
+      s.residual[r] = nullptr;
     }
     k.store(s, c + done * conv::kPanel);
   }
