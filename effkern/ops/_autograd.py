@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,28 +49,6 @@ def activation_backward(grad: Tensor, y: Tensor, pre: Callable[[], Tensor], act:
         gate = torch.sigmoid(z)
         return grad * (gate * (1 + z * (1 - gate)))
     return grad
-
-
-def conv2d_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of ``conv2d(x, weight)`` in x and weight, in the dtype of ``grad``; ``None`` where not needed."""
-    if not any(needs):
-        return None, None
-    if weight.numel() == 0:
-        return (torch.zeros_like(x) if needs[0] else None), (torch.zeros_like(weight) if needs[1] else None)
-    gx, gw, _ = torch.ops.aten.convolution_backward(
-        grad, x.to(grad.dtype), weight.to(grad.dtype), None, stride, padding, dilation, False, [0, 0], groups,
-        [needs[0], needs[1], False],
-    )  # fmt: skip
-    return gx, gw
 
 
 def channel_sum(grad: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from effkern.ops._conv_backward import reference
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops._slices import check_slice, slice_weight
 
-__all__ = ["conv2d_backward"]
+__all__ = ["conv2d_backward", "conv_gradients"]
 
 Ints = Sequence[int]
 _NAME = "conv2d_backward"
@@ -113,3 +113,14 @@ conv2d_backward = Op(
     setup_context=_save,
     backward=_backward,
 )
+
+
+def conv_gradients(
+    grad: Tensor, x: Tensor, weight: Tensor, stride: Ints, padding: Ints, dilation: Ints, groups: int,
+    needs: tuple[bool, bool], group_mode: str = "within_group",
+) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of ``conv2d(x, part of weight)`` in x and weight inside other kernels, which may run in float64."""
+    run = reference.conv2d_backward if grad.dtype == torch.float64 else conv2d_backward
+    wanted = (*needs, False, False)
+    gx, gw, _, _ = run(grad, None, x, weight, stride, padding, dilation, groups, group_mode, "none", "auto", wanted)
+    return (gx if needs[0] else None), (gw if needs[1] else None)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from effkern.ops._autograd import activate, activation_backward, channel_sum, compute_dtype, conv2d_backward
+from effkern.ops._autograd import activate, activation_backward, channel_sum, compute_dtype
+from effkern.ops._conv_backward import conv_gradients
 from effkern.ops._registry import Op
 from effkern.ops.block_skip.reference import CONVS, dense_weights, strides_of
 
@@ -51,7 +52,7 @@ class _Branch:
         for i in reversed(range(len(self.weights))):
             weight, step, pad = self.weights[i], self.strides[i], self.weights[i].shape[2] // 2
             needs = (i > 0 or need_x, need_weights)
-            gx, gw = conv2d_backward(g, self.inputs[i], weight, [step] * 2, [pad] * 2, [1, 1], 1, needs)
+            gx, gw = conv_gradients(g, self.inputs[i], weight, [step] * 2, [pad] * 2, [1, 1], 1, needs)
             if need_weights:
                 assert gw is not None
                 g_weights.insert(0, gw)

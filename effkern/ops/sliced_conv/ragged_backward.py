@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype, conv2d_backward
+from effkern.ops._autograd import activation_backward, channel_sum, compute_dtype
+from effkern.ops._conv_backward import conv_gradients
 from effkern.ops._registry import Op, empty_like_layout
-from effkern.ops._slices import slice_weight, unslice_bias, unslice_weight
+from effkern.ops._slices import unslice_bias
 from effkern.ops.sliced_conv import reference
 
 
@@ -47,8 +48,6 @@ def _kernel(
 
     for (ci, co), samples in _classes(c_in, c_out).items():
         rows = torch.tensor(samples, device=x.device)
-        slice_args = (ci, co, groups, group_mode)
-        part, running = slice_weight(weight, *slice_args)
         xs, g = x[rows, :ci].to(dtype), grad[rows, :co].to(dtype)
 
         def table_rows(table: Tensor | None, rows: Tensor = rows, co: int = co) -> Tensor | None:
@@ -74,11 +73,13 @@ def _kernel(
             g = g * scale
         if needs[2]:
             g_bias += unslice_bias(channel_sum(g), g_bias.size(0), groups, group_mode)
-        gx, gw = conv2d_backward(g, xs, part, stride, padding, dilation, running, (needs[0], needs[1]))
+        gx, gw = conv_gradients(
+            g, xs, weight.to(dtype), stride, padding, dilation, groups, (needs[0], needs[1]), group_mode
+        )
         if gx is not None:
             g_x[rows, :ci] = gx
         if gw is not None:
-            g_weight += unslice_weight(gw, weight, *slice_args)
+            g_weight += gw
     return tuple(g if t is None else g.to(t.dtype) for g, t in zip(total, inputs, strict=True))
 
 
