@@ -24,29 +24,36 @@ bool is_small(const Problem& p) {
 }
 
 int64_t winograd_tile(const Problem& p) {
-  if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.stride[0] != 1 ||
-      p.stride[1] != 1 || p.dil[0] != 1 || p.dil[1] != 1 || p.groups == 0)
+  if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.dil[0] != 1 || p.dil[1] != 1 ||
+      p.stride[0] != p.stride[1] || p.stride[0] > 2 || p.groups == 0 || p.c_in == 0)
     return 0;
-  const int64_t in = p.c_in / p.groups, out = p.c_out / p.groups;
-  if (p.algo == Algo::Winograd43) return 4;
-  if (p.algo == Algo::Winograd23) return 2;
-  if (in < 8 || out < 8) return 0;
-  // Cycles of a core that does 16 multiply-adds a cycle, for one sample. A transform of 16 channels of a tile, and that
-  // of 16 weights, take about as many instructions as written here.
-  struct Side {
-    int64_t tile, input_output, weight;
+  // Cycles of a core that does 16 multiply-adds a cycle, for one sample. Transforming 16 channels of a tile, and 16
+  // weights, takes about as many cycles as written here.
+  struct Form {
+    Algo algo;
+    int64_t stride, tile, values, input_output, weight;
   };
+  constexpr Form kForms[] = {{Algo::Winograd43, 1, 4, 36, 130, 110},
+                             {Algo::Winograd23, 1, 2, 16, 50, 50},
+                             {Algo::Winograd33, 2, 3, 49, 150, 80}};
+  if (p.algo != Algo::Auto) {
+    for (const Form& form : kForms)
+      if (form.algo == p.algo && form.stride == p.stride[0]) return form.tile;
+    return 0;
+  }
+  const int64_t in = p.c_in / p.groups, out = p.c_out / p.groups;
+  if (in < 8 || out < 8) return 0;
   const double panels = static_cast<double>(p.groups) * panels_of(out), pairs = panels * in;
   double best = p.y.h * p.y.w * 9 * pairs / 0.93;
   int64_t tile = 0;
-  for (const Side side : {Side{4, 130, 110}, Side{2, 50, 50}}) {
-    const double tiles = static_cast<double>(ceil_div(p.y.h, side.tile)) * ceil_div(p.y.w, side.tile);
-    const double values = (side.tile + 2) * (side.tile + 2);
-    const double cycles = tiles * values * pairs / 0.9 +
-                          tiles * (p.groups * panels_of(in) + panels) * side.input_output + pairs * side.weight;
+  for (const Form& form : kForms) {
+    if (form.stride != p.stride[0]) continue;
+    const double tiles = static_cast<double>(ceil_div(p.y.h, form.tile)) * ceil_div(p.y.w, form.tile);
+    const double cycles = tiles * form.values * pairs / 0.9 +
+                          tiles * (p.groups * panels_of(in) + panels) * form.input_output + pairs * form.weight;
     if (cycles >= best) continue;
     best = cycles;
-    tile = side.tile;
+    tile = form.tile;
   }
   return tile;
 }
@@ -92,7 +99,8 @@ void cut(const Problem& p, int64_t tile, int64_t target, int64_t threads, Plan& 
 // Tiles an item should have: enough to pay for the transforms of the weights (3 tiles' worth of arithmetic), few enough
 // that their input transforms stay in L2.
 int64_t winograd_tiles(const Problem& p, int64_t tile) {
-  const int64_t bytes = (tile + 2) * (tile + 2) * p.c_in * static_cast<int64_t>(sizeof(float));
+  const int64_t values = tile == 3 ? 49 : (tile + 2) * (tile + 2);
+  const int64_t bytes = values * p.c_in * static_cast<int64_t>(sizeof(float));
 
   const int64_t most = (size_t{1} << 20) / std::max<int64_t>(bytes, 1);
   return std::clamp<int64_t>(most, 48, 96) / 12 * 12;

@@ -67,9 +67,10 @@ struct Epilogue {
   Act act = Act::None;
 };
 
-// Auto is chosen from the shape of one sample. Winograd needs a 3x3 kernel of stride 1 and dilation 1 and is refused
-// elsewhere; Direct keeps NaN and Inf within the outputs whose receptive field holds them, and exact zeros exact.
-enum class Algo : int { Auto, Direct, Winograd23, Winograd43 };
+// Auto is chosen from the shape of one sample. Winograd needs a 3x3 kernel of dilation 1 and stride 1 (F(2,3), F(4,3))
+// or 2 (F(3,3)); elsewhere Direct takes its place, which keeps NaN and Inf within the outputs whose receptive field
+// holds them, and exact zeros exact.
+enum class Algo : int { Auto, Direct, Winograd23, Winograd33, Winograd43 };
 
 struct Problem {
   Algo algo = Algo::Auto;

@@ -33,14 +33,16 @@ struct InputTile {
   int64_t y0, y1, x0, x1;
 };
 
-// The transforms of F(m x m, 3 x 3) on tiles of side m + 2; values (i, j) of a tile are numbered i * side + j.
+// The transforms of F(m x m, 3 x 3); values (i, j) of a tile are numbered i * side + j.
 struct WinogradKernels {
-  int pairs;            // rows of a tile are transformed two at a time
-  const int (*row)[2];  // the rows of each pair
+  int out, side;               // of a tile: outputs and inputs
+  int weight_side, pairs;      // rows of transformed weights, which are made two at a time
+  const int (*weight_row)[2];  // the rows of each pair; weight_side stands for none
+  const int* weight_of;        // value (i, j) is multiplied with transformed weight (weight_of[i], weight_of[j])
   // v[value * plane + channel] for one tile and all channels.
   void (*input)(const InputTile& tile, int64_t channels, float* v, int64_t plane);
-  // Rows row[pair] of the weight transforms of a panel [tap][channel][16]: value (row[pair][r], j) of a channel lies at
-  // u[(r * side + j) * plane + channel * 16 + (0..16)].
+  // Rows weight_row[pair] of the weight transforms of a panel [tap][channel][16]: (weight_row[pair][r], j) of a channel
+  // lies at u[(r * weight_side + j) * plane + channel * 16 + (0..16)].
   void (*weight)(int64_t pair, const float* panel, int64_t tap_stride, int64_t channels, float* u, int64_t plane);
   // c[(i * m + j) * 16 + (0..16)] from the products m[value * plane + (0..16)].
   void (*output)(const float* m, int64_t plane, float* c);
@@ -54,8 +56,8 @@ struct Kernels {
   void (*tile)(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
                int64_t tap_stride, bool more, float* c);
   void (*store)(const Store& where, const float* c);
-  WinogradKernels f23, f43;
-  const WinogradKernels& winograd(int64_t m) const { return m == 2 ? f23 : f43; }
+  WinogradKernels f23, f33, f43;  // f33 is of stride 2
+  const WinogradKernels& winograd(int64_t m) const { return m == 2 ? f23 : m == 3 ? f33 : f43; }
 };
 
 const Kernels& kernels(Isa isa);

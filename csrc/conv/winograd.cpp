@@ -33,14 +33,14 @@ struct Sizes {
   int64_t m_plane;           // products [value][tile][16]
   int64_t v_total, u_total, m_total;
 
-  Sizes(const Problem& p, const Plan& plan) {
-    side = plan.tile + 2;
+  Sizes(const Problem& p, const Plan& plan, const WinogradKernels& f) {
+    side = f.side;
     tiles = plan.samples * ((plan.rows + plan.tile - 1) / plan.tile) * ((p.y.w + plan.tile - 1) / plan.tile);
     v_pitch = p.c_in % 512 == 0 ? p.c_in + kLine : p.c_in;
     v_plane = (tiles * v_pitch + 15) / 16 * 16 + kLine;
     m_plane = tiles * kPanel + kLine;
     v_total = side * side * v_plane;
-    u_total = 2 * side * kUPlane + kPage / static_cast<int64_t>(sizeof(float));
+    u_total = 2 * f.weight_side * kUPlane + kPage / static_cast<int64_t>(sizeof(float));
     m_total = side * side * m_plane;
   }
 };
@@ -48,7 +48,7 @@ struct Sizes {
 class Worker {
  public:
   Worker(const Problem& p, const Plan& plan, const Kernels& kernels)
-      : p_(p), plan_(plan), k_(kernels), wino_(kernels.winograd(plan.tile)), size_(p, plan) {
+      : p_(p), plan_(plan), k_(kernels), wino_(kernels.winograd(plan.tile)), size_(p, plan, wino_) {
     Arena& arena = thread_arena();
     arena.reset(static_cast<size_t>(winograd_scratch_bytes(p, plan, kernels)));
     v_ = arena.take<float>(size_.v_total);
@@ -75,20 +75,23 @@ class Worker {
  private:
   void transform_input() {
     const int64_t m = plan_.tile;
+    // Inputs that no output needs (stride 2 may leave a row and a column) are zeros to every plan.
+    const int64_t h = std::min(p_.x.h, (p_.y.h - 1) * p_.stride[0] + 3 - p_.pad[0]);
+    const int64_t w = std::min(p_.x.w, (p_.y.w - 1) * p_.stride[1] + 3 - p_.pad[1]);
     float* v = v_;
     for (int64_t s = 0; s < item_.samples; ++s) {
       const Image image = image_of(p_, plan_, item_, s, staged_);
       for (int64_t oy = item_.row; oy < item_.row + item_.rows; oy += m)
         for (int64_t ox = 0; ox < p_.y.w; ox += m, v += size_.v_pitch) {
-          const int64_t iy = oy - p_.pad[0], ix = ox - p_.pad[1];
+          const int64_t iy = oy * p_.stride[0] - p_.pad[0], ix = ox * p_.stride[1] - p_.pad[1];
           InputTile tile;
           tile.x = image.data + (iy - image.top) * image.row_pitch + ix * image.pixel_pitch;
           tile.row_pitch = image.row_pitch;
           tile.pixel_pitch = image.pixel_pitch;
           tile.y0 = std::clamp<int64_t>(-iy, 0, size_.side);
-          tile.y1 = std::clamp<int64_t>(p_.x.h - iy, tile.y0, size_.side);
+          tile.y1 = std::clamp<int64_t>(h - iy, tile.y0, size_.side);
           tile.x0 = std::clamp<int64_t>(-ix, 0, size_.side);
-          tile.x1 = std::clamp<int64_t>(p_.x.w - ix, tile.x0, size_.side);
+          tile.x1 = std::clamp<int64_t>(w - ix, tile.x0, size_.side);
           wino_.input(tile, p_.c_in, v, size_.v_plane);
         }
     }
@@ -104,12 +107,16 @@ class Worker {
         const int64_t depth = std::min(kChunk, in_group - k);
         float* u = behind(u_, g + k * kPanel);
         wino_.weight(pair, g + k * kPanel, p_.weight->tap_stride, depth, u, kUPlane);
-        for (int64_t j = 0; j < 2 * size_.side; ++j) {
-          const int64_t value = wino_.row[pair][j / size_.side] * size_.side + j % size_.side;
-          const int64_t offset = value * size_.v_plane + group * in_group + k;
-          for (int64_t t = 0; t < count_; t += k_.rows)
-            k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, u + j * kUPlane, 0, k > 0,
-                    m_ + value * size_.m_plane + t * kPanel);
+        for (int64_t i = 0; i < size_.side; ++i) {
+          const int64_t r = wino_.weight_of[i] == wino_.weight_row[pair][0] ? 0 : 1;
+          if (wino_.weight_of[i] != wino_.weight_row[pair][r]) continue;
+          for (int64_t j = 0; j < size_.side; ++j) {
+            const int64_t value = i * size_.side + j, offset = value * size_.v_plane + group * in_group + k;
+            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * kUPlane;
+            for (int64_t t = 0; t < count_; t += k_.rows)
+              k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, b, 0, k > 0,
+                      m_ + value * size_.m_plane + t * kPanel);
+          }
         }
       }
     finish(group * out_group + first, std::min(kPanel, out_group - first));
@@ -160,8 +167,8 @@ class Worker {
 
 }  // namespace
 
-int64_t winograd_scratch_bytes(const Problem& p, const Plan& plan, const Kernels&) {
-  const Sizes size(p, plan);
+int64_t winograd_scratch_bytes(const Problem& p, const Plan& plan, const Kernels& kernels) {
+  const Sizes size(p, plan, kernels.winograd(plan.tile));
   size_t bytes = Arena::bytes(size.v_total, sizeof(float)) + Arena::bytes(size.u_total, sizeof(float)) +
                  Arena::bytes(size.m_total, sizeof(float)) + Arena::bytes(size.tiles + kMaxRows, sizeof(float*)) +
                  Arena::bytes(p.weight->scratch_floats(), sizeof(float));

@@ -3,16 +3,22 @@
 //
 // F(4,3) uses the points 0, +-1/q, +-q, infinity with q = sqrt(2), which lose less than half of the digits that 0, +-1,
 // +-2 lose; F(2,3) uses 0, +-1, infinity. Matrices after Lavin and Gray, "Fast Algorithms for Convolutional Neural
-// Networks" (2016), section 4.
+// Networks" (2016), section 4. Stride 2 splits a line into its even and odd pixels, of which the even ones meet two
+// taps and the odd ones one: 3 outputs take F(3,2) on the former and 3 products on the latter, 7 values instead of 9.
+//
+// Each F has: kOut outputs and kSide inputs of a tile's side; kRow, the rows of B^T, two at a time because two share
+// their inputs; kWeightSide rows of G, in pairs kWeightRow. A row that does not exist is numbered past the end.
 
 template <int kLanes>
 struct F43 {
   using Vec = typename Simd<kLanes>::Vec;
-  static constexpr int kOut = 4, kSide = 6;
+  static constexpr int kOut = 4, kSide = 6, kWeightSide = 6;
+  static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
+  static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
+  static constexpr int kWeightOf[6] = {0, 1, 2, 3, 4, 5};  // the row of G that a row of B^T is multiplied with
   static constexpr float kQ = 1.41421356237309504880f;
 
-  // B^T d, two rows at a time: each pair shares its inputs, and few values live at once.
-  static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
+  // Rows kRow[pair] of B^T d.
   template <int pair>
   static void input(const Vec* d, Vec* out) {
     if constexpr (pair == 0) {
@@ -29,7 +35,7 @@ struct F43 {
     }
   }
 
-  // Rows kRow[pair] of G times (g0, g1, g2).
+  // Rows kWeightRow[pair] of G times (g0, g1, g2).
   template <int pair>
   static void weight(const Vec* g, Vec* u) {
     if constexpr (pair == 0) {
@@ -59,9 +65,11 @@ struct F43 {
 template <int kLanes>
 struct F23 {
   using Vec = typename Simd<kLanes>::Vec;
-  static constexpr int kOut = 2, kSide = 4;
-
+  static constexpr int kOut = 2, kSide = 4, kWeightSide = 4;
   static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {1, 2}};
+  static constexpr int kWeightPairs = 2, kWeightRow[2][2] = {{0, 3}, {1, 2}};
+  static constexpr int kWeightOf[4] = {0, 1, 2, 3};
+
   template <int pair>
   static void input(const Vec* d, Vec* out) {
     if constexpr (pair == 0) {
@@ -91,6 +99,52 @@ struct F23 {
   }
 };
 
+// Stride 2.
+template <int kLanes>
+struct F33 {
+  using Vec = typename Simd<kLanes>::Vec;
+  static constexpr int kOut = 3, kSide = 7, kWeightSide = 5;
+  static constexpr int kPairs = 4, kRow[4][2] = {{0, 3}, {1, 2}, {4, 5}, {6, 7}};
+  static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{0, 3}, {1, 2}, {4, 5}};
+  static constexpr int kWeightOf[7] = {0, 1, 2, 3, 4, 4, 4};
+
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      out[0] = d[0] - d[4];
+      out[1] = d[2] - d[6];
+    } else if constexpr (pair == 1) {
+      out[0] = d[2] + d[4];
+      out[1] = d[4] - d[2];
+    } else if constexpr (pair == 2) {
+      out[0] = d[1];
+      out[1] = d[3];
+    } else {
+      out[0] = out[1] = d[5];
+    }
+  }
+
+  template <int pair>
+  static void weight(const Vec* g, Vec* u) {
+    if constexpr (pair == 0) {
+      u[0] = g[0];
+      u[1] = g[2];
+    } else if constexpr (pair == 1) {
+      u[0] = 0.5f * (g[0] + g[2]);
+      u[1] = 0.5f * (g[0] - g[2]);
+    } else {
+      u[0] = u[1] = g[1];
+    }
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    const Vec s = m[step] + m[2 * step];
+    y[0] = m[0] + s + m[4 * step];
+    y[1] = m[step] - m[2 * step] + m[5 * step];
+    y[2] = s - m[3 * step] + m[6 * step];
+  }
+};
+
 // Rows kRow[pair] of B^T d B for kLanes channels of one tile; the pixels (i, j) lie at x[i * row + j * pixel].
 template <int kLanes, template <int> class F, int pair = 0>
 inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* v, int64_t plane) {
@@ -111,11 +165,13 @@ inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* 
     }
 #pragma GCC unroll 2
     for (int r = 0; r < 2; ++r) {
+      if (T::kRow[pair][r] == kSide) break;
       float* to = v + T::kRow[pair][r] * kSide * plane;
-      Vec out[6];
+      Vec out[8];
       T::template input<0>(t[r], out);
       T::template input<1>(t[r], out + 2);
-      if constexpr (T::kPairs == 3) T::template input<2>(t[r], out + 4);
+      if constexpr (T::kPairs > 2) T::template input<2>(t[r], out + 4);
+      if constexpr (T::kPairs > 3) T::template input<3>(t[r], out + 6);
 #pragma GCC unroll 8
       for (int j = 0; j < kSide; ++j) S::save(to + T::kRow[j / 2][j % 2] * plane, out[j]);
     }
@@ -161,8 +217,8 @@ void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
     wino_input_padded<kLanes, F>(t, c, channels - c < kLanes ? channels - c : kLanes, v, plane);
 }
 
-// Rows kRow[pair] of the transformed weights of one panel: u[(r * side + j) * plane + k * 16 + lane] =
-// (G g G^T)[kRow[pair][r]][j] for k < channels.
+// Rows kWeightRow[pair] of the transformed weights of one panel: u[(r * weight_side + j) * plane + k * 16 + lane] =
+// (G g G^T)[kWeightRow[pair][r]][j] for k < channels.
 template <int kLanes, template <int> class F, int pair>
 void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
   using S = Simd<kLanes>;
@@ -181,12 +237,14 @@ void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, floa
     }
 #pragma GCC unroll 2
     for (int r = 0; r < 2; ++r) {
+      if (T::kWeightRow[pair][r] == T::kWeightSide) break;
       Vec out[6];
       T::template weight<0>(h[r], out);
       T::template weight<1>(h[r], out + 2);
-      if constexpr (T::kPairs == 3) T::template weight<2>(h[r], out + 4);
+      if constexpr (T::kWeightPairs == 3) T::template weight<2>(h[r], out + 4);
 #pragma GCC unroll 8
-      for (int j = 0; j < T::kSide; ++j) S::save(u + (r * T::kSide + T::kRow[j / 2][j % 2]) * plane + k, out[j]);
+      for (int j = 0; j < T::kWeightSide; ++j)
+        S::save(u + (r * T::kWeightSide + T::kWeightRow[j / 2][j % 2]) * plane + k, out[j]);
     }
   }
 }
@@ -195,7 +253,7 @@ template <int kLanes, template <int> class F>
 void wino_weight(int64_t pair, const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
   if (pair == 0) return wino_weight_pair<kLanes, F, 0>(g, tap_stride, channels, u, plane);
   if (pair == 1) return wino_weight_pair<kLanes, F, 1>(g, tap_stride, channels, u, plane);
-  if constexpr (F<kLanes>::kPairs == 3) wino_weight_pair<kLanes, F, 2>(g, tap_stride, channels, u, plane);
+  if constexpr (F<kLanes>::kWeightPairs == 3) wino_weight_pair<kLanes, F, 2>(g, tap_stride, channels, u, plane);
 }
 
 // One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j].
@@ -223,5 +281,6 @@ void wino_output(const float* m, int64_t plane, float* c) {
   }
 }
 
-#define WINOGRAD(lanes, f) \
-  {f<lanes>::kPairs, f<lanes>::kRow, wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}
+#define WINOGRAD(lanes, f)                                                                                         \
+  {f<lanes>::kOut,      f<lanes>::kSide,      f<lanes>::kWeightSide, f<lanes>::kWeightPairs, f<lanes>::kWeightRow, \
+   f<lanes>::kWeightOf, wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}

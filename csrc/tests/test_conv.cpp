@@ -22,15 +22,16 @@ DType any_dtype() { return static_cast<DType>(draw(0, 2)); }
 Layout any_layout() { return static_cast<Layout>(draw(0, 2)); }
 
 // Stands for the sum of the magnitudes of all terms in allowed(): the error of a Winograd output is at most 12 u T for
-// F(4,3), 4 u T for F(2,3), where T = sum over channels of max |x| in the input tile times sum |w|.
+// F(4,3), 4 u T for the others, where T = sum over channels of max |x| in the input tile times sum |w|.
 double winograd_size(const Buffer& x, const Weight& w, const Problem& p, int64_t n, int64_t in, int64_t out, int64_t oy,
                      int64_t ox, int64_t tile) {
-  const int64_t top = oy / tile * tile - p.pad[0], left = ox / tile * tile - p.pad[1];
+  const int64_t side = tile == 3 ? 7 : tile + 2;
+  const int64_t top = oy / tile * tile * p.stride[0] - p.pad[0], left = ox / tile * tile * p.stride[1] - p.pad[1];
   double sum = 0;
   for (int64_t k = 0; k < p.c_in / p.groups; ++k) {
     double most = 0, weights = 0;
-    for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + tile + 2, p.x.h); ++y)
-      for (int64_t c = std::max<int64_t>(left, 0); c < std::min(left + tile + 2, p.x.w); ++c)
+    for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + side, p.x.h); ++y)
+      for (int64_t c = std::max<int64_t>(left, 0); c < std::min(left + side, p.x.w); ++c)
         most = std::max<double>(most, std::fabs(x.at(n, in + k, y, c)));
     for (int64_t t = 0; t < 9; ++t) weights += std::fabs(w.at(out, k, t / 3, t % 3));
     sum += most * weights;
@@ -58,8 +59,8 @@ class Trial {
     p_.kw = weight_->kw;
     for (int i = 0; i < 2; ++i) p_.stride[i] = draw(1, 3), p_.pad[i] = draw(0, 3), p_.dil[i] = draw(1, 2);
     if (winograd) {
-      p_.algo = coin() ? conv::Algo::Winograd43 : conv::Algo::Winograd23;
-      for (int i = 0; i < 2; ++i) p_.stride[i] = p_.dil[i] = 1;
+      p_.algo = static_cast<conv::Algo>(draw(2, 4));
+      for (int i = 0; i < 2; ++i) p_.stride[i] = p_.algo == conv::Algo::Winograd33 ? 2 : 1, p_.dil[i] = 1;
     } else if (coin()) {
       p_.algo = conv::Algo::Direct;
     }
@@ -333,9 +334,9 @@ TEST(bands_and_panels) {
   for (const Isa isa : available()) {
     set_isa(isa);
     const int64_t h = 37, w = 23, in = 17, out = 50;
-    for (int trial = 0; trial < 6; ++trial) {
+    for (int trial = 0; trial < 8; ++trial) {
       const Layout layout = trial % 2 == 0 ? Layout::Nhwc : Layout::Nchw;
-      Buffer x(DType::F32, layout, 1, in, h, w), y(DType::F32, layout, 1, out, h, w);
+      Buffer x(DType::F32, layout, 1, in, h, w), y(DType::F32, layout, 1, out, trial < 6 ? h : 19, trial < 6 ? w : 12);
       x.randomize(in);
       const Weight weight(out, in, 3, 3, DType::F32);
       conv::WeightView view{weight.memory.data(), DType::F32, 1, out, in, 3, 3, 0, in * 9, 9, 3, 1};
@@ -346,22 +347,26 @@ TEST(bands_and_panels) {
       p.x = x.view(), p.y = y.view();
       p.count = 1, p.c_in = in, p.c_out = out, p.kh = p.kw = 3, p.pad[0] = p.pad[1] = 1;
       p.weight = &panels;
-      p.algo = trial < 2 ? conv::Algo::Direct : trial < 4 ? conv::Algo::Winograd23 : conv::Algo::Winograd43;
+      p.algo = trial < 2   ? conv::Algo::Direct
+               : trial < 4 ? conv::Algo::Winograd23
+               : trial < 6 ? conv::Algo::Winograd43
+                           : conv::Algo::Winograd33;
+      p.stride[0] = p.stride[1] = trial < 6 ? 1 : 2;
       conv::run(p);
       for (int64_t c = 0; c < out; c += 7)
-        for (int64_t oy = 0; oy < h; ++oy)
-          for (int64_t ox = 0; ox < w; ++ox) {
+        for (int64_t oy = 0; oy < p.y.h; ++oy)
+          for (int64_t ox = 0; ox < p.y.w; ++ox) {
             double exact = 0, size = 0;
             for (int64_t k = 0; k < in; ++k)
               for (int64_t ky = 0; ky < 3; ++ky)
                 for (int64_t kx = 0; kx < 3; ++kx) {
-                  const int64_t iy = oy - 1 + ky, ix = ox - 1 + kx;
+                  const int64_t iy = oy * p.stride[0] - 1 + ky, ix = ox * p.stride[1] - 1 + kx;
                   if (iy < 0 || iy >= h || ix < 0 || ix >= w) continue;
                   const double term = static_cast<double>(x.at(0, k, iy, ix)) * weight.at(c, k, ky, kx);
                   exact += term;
                   size += std::fabs(term);
                 }
-            if (trial >= 2) size = winograd_size(x, weight, p, 0, 0, c, oy, ox, trial < 4 ? 2 : 4);
+            if (trial >= 2) size = winograd_size(x, weight, p, 0, 0, c, oy, ox, conv::winograd_tile(p));
             EXPECT(std::fabs(y.at(0, c, oy, ox) - exact) <= allowed(exact, size, DType::F32, Act::None), isa_name(isa));
           }
     }
