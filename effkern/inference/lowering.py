@@ -297,7 +297,7 @@ def _reason(network: Network, node: fx.Node) -> str:
         return reason
     module = network.called(node)
     if isinstance(module, nn.Linear):
-        return "torch's own is as fast for a single image"
+        return "torch's own is faster for a single image"
     if type(module).__module__.startswith("effkern"):
         return "an effkern layer already"
     return "effkern has no op for it"
