@@ -9,6 +9,8 @@ from effkern.ops.sliced_conv import (
     sliced_conv2d_packed,
     sliced_conv2d_ragged,
     sliced_conv2d_ragged_packed,
+    sliced_dw_pw,
+    sliced_dw_pw_packed,
     sliced_linear,
     sliced_linear_ragged,
 )
@@ -32,6 +34,8 @@ __all__ = [
     "sliced_conv2d_packed",
     "sliced_conv2d_ragged",
     "sliced_conv2d_ragged_packed",
+    "sliced_dw_pw",
+    "sliced_dw_pw_packed",
     "sliced_linear",
     "sliced_linear_ragged",
 ]

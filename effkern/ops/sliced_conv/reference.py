@@ -149,3 +149,54 @@ def sliced_linear_ragged(
         x, weight, bias, c_in, c_out, c_out_max, *geometry, *tables, act, algo, op="sliced_linear_ragged"
     )
     return y[:, :, 0, 0]
+
+
+def sliced_dw_pw(
+    x: Tensor,
+    dw_weight: Tensor,
+    dw_bias: Tensor | None,
+    pw_weight: Tensor,
+    pw_bias: Tensor | None,
+    c_out: int,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dw_scale: Tensor | None,
+    dw_shift: Tensor | None,
+    dw_act: str,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    act: str,
+    algo: str,
+) -> Tensor:
+    """``sliced_conv2d`` of the depthwise and of the pointwise weight; the residual is added before the last ``act``."""
+    groups, dtype = dw_weight.size(0), compute_dtype(x)
+    maps = sliced_conv2d(
+        x, dw_weight, dw_bias, x.size(1), stride, padding, dilation, groups, "prefix_groups", dw_scale, dw_shift,
+        dw_act, algo,
+    )  # fmt: skip
+    point = ([1, 1], [0, 0], [1, 1], 1, "prefix_groups")
+    z = sliced_conv2d(maps.to(dtype), pw_weight.to(dtype), pw_bias, c_out, *point, scale, shift, "none", algo)
+    if residual is not None:
+        z = z + residual.to(dtype)
+    return activate(z, act).to(x.dtype)
+
+
+def sliced_dw_pw_packed(
+    x: Tensor,
+    dw_handle: Tensor,
+    pw_handle: Tensor,
+    channels: int,
+    kernel_size: Sequence[int],
+    out_channels: int,
+    *options: Any,
+) -> Tensor:
+    """``sliced_dw_pw`` with the weights and biases of two handles; ``options`` from its ``c_out`` on."""
+    op = "sliced_dw_pw_packed"
+    check_handle(dw_handle, channels, kernel_size, channels, op)
+    inputs = check_handle(pw_handle, out_channels, [1, 1], 1, op)
+    dw_weight, dw_bias = unpack_conv_weight(dw_handle, channels, 1, kernel_size, channels)
+    pw_weight, pw_bias = unpack_conv_weight(pw_handle, out_channels, inputs, [1, 1], 1)
+    check_slice(op, pw_weight, x.size(1), options[0], 1, "prefix_groups")
+    return sliced_dw_pw(x, dw_weight, dw_bias, pw_weight, pw_bias, *options)

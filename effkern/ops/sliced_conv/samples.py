@@ -11,10 +11,11 @@ from torch import Tensor
 from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
+from effkern.ops.sliced_conv.dw_pw import _dw_pw, _dw_pw_packed
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
 from effkern.ops.sliced_conv.ragged import _ragged
-from effkern.testing import Sample, map_tensors
+from effkern.testing import UNIT, Sample, map_tensors
 
 
 def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -34,6 +35,7 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     yield from uniform
     yield from ragged
     yield from _linear_samples(dtype)
+    yield from _dw_pw_samples(dtype)
     # The packed ops differ in where the weight comes from, so one sample a form of the weight is enough.
     for sample in uniform:
         if sample.name in ("3x3_slice_epilogue", "depthwise", "prefix_groups", "within_group"):
@@ -150,3 +152,62 @@ def _linear_samples(dtype: torch.dtype) -> Iterator[Sample]:
     grads = ("x", "weight", "bias", "scale_table", "shift_table")
     magnitude = magnitude_of(reference.sliced_linear_ragged)
     yield Sample("linear_ragged", _linear_ragged, reference.sliced_linear_ragged, args, magnitude, grads)
+
+
+def dw_pw_magnitude(*args: Any) -> Tensor:
+    """A of the bound for both sums: an error of the first passes the second, and activations of slope up to 1.1."""
+    positive = list(map_tensors(lambda t: t.double().abs() if t.is_floating_point() else t, args))
+    positive[11] = positive[-2] = "none"
+    size = reference.sliced_dw_pw(*positive)
+    dtype = args[0].dtype
+    rounding = 0.0 if dtype == torch.float32 else UNIT[dtype] / (16 * UNIT[torch.float32])  # of the maps between
+    return (2.5 + rounding) * size
+
+
+def _dw_pw_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    """Prefixes, strides, a residual, epilogues of both; bands of one row and of several."""
+    random, normal = _normal(dtype)
+
+    def sample(
+        name: str, x: Tensor, filters: Tensor, mix: Tensor, c_out: int, stride: int = 1, epilogue: bool = False,
+        residual: bool = False, acts: tuple[str, str] = ("relu6", "none"), dil: int = 1,
+    ) -> Sample:  # fmt: skip
+        mid, outs, pad = filters.size(0), mix.size(0), dil * (filters.size(2) // 2)
+        biases = (torch.randn(mid, generator=random), torch.randn(outs, generator=random))
+        tables = [torch.rand(n, generator=random) + 0.5 if epilogue else None for n in (mid, mid, outs, outs)]
+        map_size = [(n - 1) // stride + 1 for n in x.shape[2:]]
+        added = normal(x.size(0), c_out, *map_size) if residual else None
+        args = (
+            x, filters, biases[0], mix, biases[1], c_out, [stride] * 2, [pad] * 2, [dil] * 2, *tables[:2], acts[0],
+            *tables[2:], added, acts[1], "auto",
+        )  # fmt: skip
+        return Sample(name, _dw_pw, reference.sliced_dw_pw, args, dw_pw_magnitude)
+
+    shapes = (normal(3, 19, 9, 10), normal(24, 1, 3, 3), normal(40, 24, 1, 1))
+    every = [
+        sample("dw_pw", *shapes, 33, acts=("relu", "relu"), epilogue=True),
+        sample("dw_pw_residual", *shapes, 40, residual=True, acts=("relu6", "hardswish")),
+        sample("dw_pw_stride_2", *shapes, 17, stride=2, acts=("silu", "silu"), epilogue=True),
+        sample("dw_pw_5x5", normal(2, 16, 11, 7), normal(16, 1, 5, 5), normal(8, 16, 1, 1), 8, residual=True),
+        sample("dw_pw_dilation", normal(1, 7, 9, 9), normal(7, 1, 3, 3), normal(5, 9, 1, 1), 5, dil=2),
+        sample("dw_pw_one_channel", normal(2, 1, 5, 5), normal(1, 1, 3, 3), normal(3, 1, 1, 1), 3),
+        sample("dw_pw_empty_batch", normal(0, 4, 6, 6), normal(4, 1, 3, 3), normal(8, 4, 1, 1), 8),
+        sample("dw_pw_no_outputs", normal(2, 4, 6, 6), normal(4, 1, 3, 3), normal(8, 4, 1, 1), 0),
+    ]
+    yield from every
+    for whole in every[:2]:
+        yield _dw_pw_packed_sample(whole)
+
+
+def _dw_pw_packed_sample(sample: Sample) -> Sample:
+    """The same call from two handles."""
+    x, *weights, c_out = sample.args[:6]
+    filters, filter_bias, mix, mix_bias = weights
+    mid, outs = filters.size(0), mix.size(0)
+    handles = (pack_conv_weight(filters, filter_bias, mid), pack_conv_weight(mix, mix_bias))
+
+    def magnitude(x: Tensor, *args: Any) -> Tensor:
+        return dw_pw_magnitude(x, *weights, *args[5:])
+
+    args = (x, *handles, mid, list(filters.shape[2:]), outs, c_out, *sample.args[6:])
+    return Sample(f"packed_{sample.name}", _dw_pw_packed, reference.sliced_dw_pw_packed, args, magnitude)

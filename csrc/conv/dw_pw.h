@@ -1,0 +1,16 @@
+// A depthwise and the pointwise convolution behind it as one pass: the maps between them never leave the L2 cache.
+#pragma once
+
+#include "problem.h"
+
+namespace effkern::conv {
+
+// True if the pair runs fused: channels-last fp32 in and out, and enough rows to share them evenly among the threads.
+// `depthwise.y` tells the size of the maps between and has no data; `pointwise.x` is not looked at.
+bool can_fuse(const Problem& depthwise, const Problem& pointwise);
+
+// Gives the bits that running one after the other gives. Both problems have the same count and lists; the rows of
+// tables are those of the depthwise problem's x.
+void run_fused(const Problem& depthwise, const Problem& pointwise);
+
+}  // namespace effkern::conv
