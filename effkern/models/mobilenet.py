@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from effkern.models._registry import register_model
 from effkern.nn.sliced import SlicedLinear
-from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.sliced_block import SlicedConvBNAct, separable
 from effkern.nn.switchable_bn import Affine
 
 # Output channels and stride of the 13 separable blocks (arXiv 1704.04861, table 1), at width 1.
@@ -81,8 +81,10 @@ class SlimmableMobileNetV1(nn.Module):
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``width_mults``, or one a sample."""
         x = x.contiguous(memory_format=torch.channels_last)
-        for layer in self.features:
-            x = layer(x, width)
+        stem, *layers = self.features
+        x = stem(x, width)
+        for depthwise, pointwise in zip(layers[::2], layers[1::2], strict=True):
+            x = separable(depthwise, pointwise, x, width)
         return self.classifier(self.dropout(x.mean((2, 3))), width)
 
 

@@ -119,7 +119,7 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
                 ops.sliced_conv2d_ragged if handle is None else ops.sliced_conv2d_ragged_packed
             )
             return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **_rows(tables, width, x), act=act)
-        x = _leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
+        x = leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
         outs = self.out_channels[width_index(width, self.out_channels)]
         scale, shift = (None, None) if tables is None else (_row_of(t, width) for t in tables)
         uniform: Callable[..., Tensor] = ops.sliced_conv2d if handle is None else ops.sliced_conv2d_packed
@@ -200,7 +200,7 @@ class SlicedLinear(HasWidthTables):
             c_in = sample_widths(in_width, self.in_table, x.size(0))
             c_out = sample_widths(width, self.out_table, x.size(0))
             return ops.sliced_linear_ragged(x, self.weight, self.bias, c_in, c_out, self.out_features[-1], act=act)
-        x = _leading_channels(x, self.in_features[width_index(in_width, self.in_features)], dim=-1)
+        x = leading_channels(x, self.in_features[width_index(in_width, self.in_features)], dim=-1)
         return ops.sliced_linear(
             x, self.weight, self.bias, self.out_features[width_index(width, self.out_features)], act=act
         )
@@ -247,7 +247,7 @@ def _widths_at(outs: tuple[int, ...], ins: tuple[int, ...], width: int, in_width
     return outs[width_index(width, outs)], ins[width_index(width if in_width is None else in_width, ins)]
 
 
-def _leading_channels(x: Tensor, channels: int, dim: int = 1) -> Tensor:
+def leading_channels(x: Tensor, channels: int, dim: int = 1) -> Tensor:
     if x.size(dim) < channels:
         raise ValueError(f"x must have at least {channels} channels in dim {dim}, got {list(x.shape)}")
     return x if x.size(dim) == channels else x.narrow(dim, 0, channels)

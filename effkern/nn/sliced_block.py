@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from effkern import ops
 from effkern.nn._packing import freeze_packs
 from effkern.nn._widths import width_index
-from effkern.nn.sliced import Pair, SlicedConv2d, Tables
+from effkern.nn.sliced import Pair, SlicedConv2d, Tables, leading_channels
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
 
 # In place where the gradient needs no input: batch norm's own gradient does not need its output.
@@ -77,14 +78,14 @@ class SlicedConvBNAct(nn.Module):
         """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
         if self.training:
             return self.activation(self.bn(self.conv(x, width, in_width), width))
-        tables: Tables
+        return self.conv(x, width, in_width, tables=self._tables(width), act=self.act)
+
+    def _tables(self, width: int | Tensor) -> Tables:
         if self._folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
-            tables = self.bn.tables()
-        elif isinstance(width, Tensor):
-            tables = self._folded
-        else:
-            tables = self._rows[width_index(width, self.bn.widths)]
-        return self.conv(x, width, in_width, tables=tables, act=self.act)
+            return self.bn.tables()
+        if isinstance(width, Tensor):
+            return self._folded
+        return self._rows[width_index(width, self.bn.widths)]
 
     @torch.no_grad()
     def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
@@ -120,3 +121,40 @@ class SlicedConvBNAct(nn.Module):
     def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         self._folded = None
         super()._load_from_state_dict(*args, **kwargs)
+
+
+def separable(depthwise: SlicedConvBNAct, pointwise: SlicedConvBNAct, x: Tensor, width: int | Tensor) -> Tensor:
+    """``pointwise(depthwise(x, width), width)``, in one pass where both are folded and the batch has one width.
+
+    The result is the same bit for bit. Layers with hooks run one after the other, so that the hooks see them.
+    """
+    layers, convs = (depthwise, pointwise), (depthwise.conv, pointwise.conv)
+    folded = all(layer._folded is not None and not layer.training for layer in layers)
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (*layers, *convs))
+    if isinstance(width, Tensor) or not folded or hooked:
+        return pointwise(depthwise(x, width), width)
+    tables = [layer._tables(width) for layer in layers]
+    handles = [
+        conv._packed() if conv._may_use_pack(x, x, conv.weight, conv.bias, *table) else None
+        for conv, table in zip(convs, tables, strict=True)
+    ]
+    if handles[0] is None or handles[1] is None:
+        return pointwise(depthwise(x, width), width)
+    filters, mix = convs
+    return ops.sliced_dw_pw_packed(
+        leading_channels(x, filters.in_channels[width_index(width, filters.in_channels)]),
+        handles[0],
+        handles[1],
+        filters.out_channels[-1],
+        filters.kernel_size,
+        mix.out_channels[-1],
+        mix.out_channels[width_index(width, mix.out_channels)],
+        filters.stride,
+        filters.padding,
+        filters.dilation,
+        *tables[0],
+        depthwise.act,
+        *tables[1],
+        None,
+        pointwise.act,
+    )

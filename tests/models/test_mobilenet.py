@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from effkern import ops
 from effkern.models import create_model
 from effkern.models.mobilenet import make_divisible
 from effkern.training import count_macs, count_params
@@ -80,3 +81,30 @@ def test_a_width_uses_the_first_channels_only():
 def test_impossible_widths_are_refused(mults):
     with pytest.raises(ValueError, match="width_mults must be positive and ascending"):
         create_model("mobilenet_v1_slimmable", width_mults=mults)
+
+
+def test_folded_blocks_run_in_one_pass_with_the_same_bits(monkeypatch):
+    torch.manual_seed(0)
+    model = create_model("mobilenet_v1_slimmable", width_mults=(0.25, 0.5), num_classes=3)
+    for i in range(2):
+        model(torch.randn(4, 3, 64, 64), i)
+    model.eval()
+    calls = []
+    fused = ops.sliced_dw_pw_packed
+    monkeypatch.setattr(ops, "sliced_dw_pw_packed", lambda *args: (calls.append(1), fused(*args))[1])
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        apart = [model(x, i) for i in range(2)]
+        for layer in model.features:
+            layer.fold()
+        assert not calls
+        for i in range(2):
+            assert torch.equal(model(x, i), apart[i])
+        assert len(calls) == 2 * 13
+        seen = []
+        handle = model.features[2].register_forward_hook(lambda *_: seen.append(1))
+        assert torch.equal(model(x, 1), apart[1]) and len(seen) == 1  # a hook sees its layer
+        handle.remove()
+        assert torch.equal(model(x, torch.tensor([0, 1]))[1], apart[1][1])
+    assert model(x, 0).requires_grad  # gradients take the layers one by one
+    assert len(calls) == 2 * 13 + 12
