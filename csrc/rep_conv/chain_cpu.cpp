@@ -9,6 +9,7 @@
 
 #include "../common/arena.h"
 #include "../common/packed_weight.h"
+#include "../conv/dw_pw.h"
 
 namespace effkern::rep_conv {
 namespace {
@@ -149,23 +150,46 @@ conv::Activation result_of(const Step& s, size_t index, DType dtype, const std::
   return dense_map(dtype, in.n, d.out_channels, h, w);
 }
 
-void run_step(const Step& s, const Tensor& handle, const std::vector<conv::Activation>& values,
-              const conv::Activation& y) {
-  if (y.n == 0 || y.c == 0) return;
-  const PackedWeight::Dims d = PackedWeight::dims(handle, s.groups, {kOp, "handles"});
-  const PackedWeight packed(handle, d, {d.groups, d.out_channels / d.groups, d.in_per_group});
-  conv::Problem problem;
-  problem.x = values[s.x];
-  problem.y = y;
-  problem.count = y.n;
-  problem.c_in = problem.x.c;
-  problem.c_out = y.c;
-  packed.attach(problem);
-  set_geometry(problem, s.g);
-  problem.epilogue.shift = packed.bias();
-  problem.epilogue.residual = s.residual >= 0 ? &values[s.residual] : nullptr;
-  problem.epilogue.act = s.act;
-  conv::run(problem);
+// A step ready to run. The problem points into the handle and into `values`.
+class Convolution {
+ public:
+  Convolution(const Step& s, const Tensor& handle, const std::vector<conv::Activation>& values,
+              const conv::Activation& y)
+      : dims_(PackedWeight::dims(handle, s.groups, {kOp, "handles"})),
+        packed_(handle, dims_, {dims_.groups, dims_.out_channels / dims_.groups, dims_.in_per_group}) {
+    problem_.x = values[s.x];
+    problem_.y = y;
+    problem_.count = y.n;
+    problem_.c_in = problem_.x.c;
+    problem_.c_out = y.c;
+    packed_.attach(problem_);
+    set_geometry(problem_, s.g);
+    problem_.epilogue.shift = packed_.bias();
+    problem_.epilogue.residual = s.residual >= 0 ? &values[s.residual] : nullptr;
+    problem_.epilogue.act = s.act;
+  }
+  const conv::Problem& problem() const { return problem_; }
+
+ private:
+  PackedWeight::Dims dims_;
+  PackedWeight packed_;
+  conv::Problem problem_;
+};
+
+bool is_pointwise(const Step& s) {
+  const Geometry& g = s.g;
+  return s.kh == 1 && s.kw == 1 && s.groups == 1 && g.stride[0] == 1 && g.stride[1] == 1 && g.pad[0] == 0 &&
+         g.pad[1] == 0;
+}
+
+// True if step i filters channel by channel and only step i + 1 reads the result, to mix the channels: such a pair may
+// run in one pass. Value `given + i` is the result of step i, `last` tells which step reads it last.
+bool is_pair(const std::vector<Step>& chain, size_t i, int64_t given, const std::vector<int64_t>& last) {
+  if (i + 1 >= chain.size() || last[i] != static_cast<int64_t>(i) + 1) return false;
+  const Step &filter = chain[i], &mix = chain[i + 1];
+  const int64_t result = given + static_cast<int64_t>(i);
+  return filter.groups > 1 && filter.groups == filter.out_channels && filter.residual < 0 && is_pointwise(mix) &&
+         mix.x == result && mix.residual != result;
 }
 
 struct Free {
@@ -195,6 +219,13 @@ std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others
     values.push_back(result_of(chain[i], i, dtype, values, handles));
     for (const int64_t v : {chain[i].x, chain[i].residual})
       if (v >= static_cast<int64_t>(given) && last[v - given] != kReturned) last[v - given] = static_cast<int64_t>(i);
+  }
+  std::vector<bool> pair(chain.size(), false);
+  for (size_t i = 0; i < chain.size(); ++i) {
+    pair[i] = is_pair(chain, i, static_cast<int64_t>(given), last);
+    // The pair's second step writes while the first still reads, so the input must not give its place to the result.
+    const int64_t read = chain[i].x - static_cast<int64_t>(given);
+    if (pair[i] && read >= 0) last[read] = std::max(last[read], static_cast<int64_t>(i) + 1);
   }
   std::vector<Tensor> results;
   results.reserve(outputs.size());
@@ -228,10 +259,23 @@ std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others
     if (own == nullptr) throw std::bad_alloc();
     scratch = own.get();
   }
+  for (size_t i = 0; i < chain.size(); ++i)
+    if (last[i] != kReturned) values[given + i].data = scratch + offsets[i];
+  const auto step = [&](size_t i) {
+    return Convolution(chain[i], handles[chain[i].handle], values, values[given + i]);
+  };
   for (size_t i = 0; i < chain.size(); ++i) {
-    conv::Activation& y = values[given + i];
-    if (last[i] != kReturned) y.data = scratch + offsets[i];
-    run_step(chain[i], handles[chain[i].handle], values, y);
+    if (values[given + i].n == 0 || values[given + i].c == 0) continue;
+    const Convolution one = step(i);
+    if (pair[i] && values[given + i + 1].c != 0) {
+      const Convolution next = step(i + 1);
+      if (conv::can_fuse(one.problem(), next.problem())) {
+        conv::run_fused(one.problem(), next.problem());
+        ++i;
+        continue;
+      }
+    }
+    conv::run(one.problem());
   }
   return results;
 }

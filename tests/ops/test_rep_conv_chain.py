@@ -174,3 +174,23 @@ def test_the_reference_agrees():
     expected = _reference(inputs[0].double(), [inputs[1].double()], handles, write_steps(steps), list(range(7)))
     for y, exact in zip(results, expected, strict=True):
         torch.testing.assert_close(y.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("n, side", [(1, 40), (3, 9)])
+def test_separable_blocks_in_one_pass_have_the_same_bits(n, side):
+    """Inverted residuals: the depthwise and the last pointwise convolution of each are a pair."""
+    handles = [handle(60, 10, 1, 1), handle(60, 1, 3, 3, groups=60), handle(10, 60, 1, 1), handle(24, 60, 1, 1)]
+    steps = [
+        ConvStep(0, 0, 60, (1, 1), act="relu6"),
+        ConvStep(1, 1, 60, (3, 3), (1, 1), (1, 1), groups=60, act="relu6"),
+        ConvStep(2, 2, 10, (1, 1), act="none", residual=0),
+        ConvStep(3, 0, 60, (1, 1), act="relu6"),
+        ConvStep(4, 1, 60, (3, 3), (2, 2), (1, 1), groups=60, act="relu6"),
+        ConvStep(5, 3, 24, (1, 1), act="none"),
+    ]
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(n, 10, side, side).contiguous(memory_format=layout)
+        expected = one_by_one([x], handles, steps)
+        for outputs in ([5], [2, 5], [1, 4, 5]):
+            for y, i in zip(rep_conv2d_chain(x, handles, steps, outputs), outputs, strict=True):
+                assert torch.equal(y, expected[i]), (outputs, i)
