@@ -8,6 +8,7 @@ namespace effkern::pq {
 namespace {
 
 constexpr int64_t kNoPadding = -1;
+constexpr int64_t kAhead = 8;  // indices whose codes are on their way from memory while one is decoded
 
 // Row numbers of a tensor of int32 or int64, dense.
 class Index {
@@ -63,6 +64,7 @@ Tensor pq_embedding(const Tensor& idx, const Tensor& codes, const Tensor& codebo
   parallel_for(0, index.size(), 1 + 16384 / width, [&](int64_t begin, int64_t end) {
     std::vector<float> row(static_cast<size_t>(width));
     for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) coded.decoder().prefetch(index[i + kAhead]);
       const int64_t r = index[i];
       if (r == padding) {
         for (int64_t t = 0; t < width; ++t) store_float(to, dtype, i * width + t, 0.0f);
@@ -118,6 +120,7 @@ Tensor pq_embedding_bag(const Tensor& idx, const Tensor& codes, const Tensor& co
       int64_t kept = 0;
       const int64_t end = b + 1 < bags ? starts[b + 1] : index.size();
       for (int64_t i = starts[b]; i < end; ++i) {
+        if (i + kAhead < end) coded.decoder().prefetch(index[i + kAhead]);
         const int64_t r = index[i];
         if (r == padding) continue;
         ++kept;
