@@ -64,7 +64,7 @@ def to_double(args: tuple) -> tuple:
 def direct_bound(magnitude: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor:
     """Largest allowed ``|y - exact|`` per element for a direct algorithm with fp32 sums and one final rounding."""
     bound = DIRECT_LIMIT * UNIT[torch.float32] * magnitude.double()
-    if dtype != torch.float32:
+    if dtype in (torch.bfloat16, torch.float16):
         smallest = torch.finfo(dtype).tiny * UNIT[dtype]  # of a subnormal result
         bound = bound + UNIT[dtype] * (exact.abs() + bound) + smallest
     return bound

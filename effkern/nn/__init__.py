@@ -1,6 +1,7 @@
 """Layers over :mod:`effkern.ops`."""
 
 from effkern.nn._packing import freeze_packs
+from effkern.nn.multi_branch_bn import MultiBranchBNAddReLU
 from effkern.nn.pq import PQConv2d, PQEmbedding, PQLinear
 from effkern.nn.rep_conv import RepConv2d
 from effkern.nn.repvgg_block import RepVGGBlock
@@ -11,6 +12,7 @@ from effkern.nn.sliced_block import SlicedConvBNAct
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 __all__ = [
+    "MultiBranchBNAddReLU",
     "PQConv2d",
     "PQEmbedding",
     "PQLinear",

@@ -1,6 +1,7 @@
 """The operators as plain functions. One folder an op family; adding one adds one line here."""
 
 from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, skip_stage
+from effkern.ops.multi_branch_bn import multi_branch_bn_add_relu
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 from effkern.ops.rep_conv.chain import ConvStep, rep_conv2d_chain
@@ -18,6 +19,7 @@ from effkern.ops.sliced_conv import (
 __all__ = [
     "ConvStep",
     "compact",
+    "multi_branch_bn_add_relu",
     "pack_conv_weight",
     "pq_conv2d",
     "pq_decode",

@@ -15,6 +15,7 @@ FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi"
 # The files that know no torch, the engine's besides.
 PLAIN = ("common/cpu.cpp", "common/parallel.cpp")
 PLAIN_PQ = ("decode", "dots", "lut", "choose", "kernels*")
+PLAIN_BN = ("access", "bn", "kernels*")
 
 
 def build(folder: Path, sanitizers: str, tests: str) -> Path:
@@ -23,6 +24,7 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
     sources = [*own, *csrc.glob("conv/*.cpp"), *(csrc / name for name in PLAIN)]
     sources += [path for path in csrc.glob("conv_backward/*.cpp") if not path.stem.endswith("_cpu")]
     sources += [path for name in PLAIN_PQ for path in csrc.glob(f"pq/{name}.cpp")]
+    sources += [path for name in PLAIN_BN for path in csrc.glob(f"multi_branch_bn/{name}.cpp")]
     flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
 
     def compile_one(source: Path) -> Path:
@@ -40,7 +42,7 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sanitizers", "files", "tests"),
-    [("address,undefined", "test_*", ""), ("thread", "test_conv*", "threads"), ("thread", "test_pq", "threads")],
+    [("address,undefined", "test_*", ""), *(("thread", f"test_{f}", "threads") for f in ("conv*", "pq", "multi_*"))],
 )
 def test_the_engine_under_sanitizers(tmp_path, sanitizers, files, tests):
     program = build(tmp_path, sanitizers, files)

@@ -353,7 +353,7 @@ def test_repvgg_block_is_the_sum_of_its_branches():
     block = RepVGGBlock(8, 8, groups=2)
     x = torch.randn(4, 8, 6, 6)
     expected = sum(branch(x) for branch in block.branches.values())
-    assert torch.equal(block(x), F.relu(expected))
+    torch.testing.assert_close(block(x), F.relu(expected))
     assert list(block.branches) == ["conv3", "conv1", "identity"]
     assert list(RepVGGBlock(8, 8, stride=2).branches) == list(RepVGGBlock(8, 16).branches) == ["conv3", "conv1"]
 
