@@ -106,12 +106,16 @@ class Worker {
     const Epilogue& e = p_.epilogue;
     Store s = store_of(p_, cols);
     s.rows = n;
+    const int64_t table = pixels_[q].table;
     for (int64_t r = 0; r < n; ++r) {
       const Pixel& pixel = pixels_[q + r];
       s.y[r] = const_cast<char*>(at(p_.y, pixel.y + channel * p_.y.sc));
       s.residual[r] = s.has_residual ? at(*e.residual, pixel.residual + channel * e.residual->sc) : nullptr;
-      s.scale[r] = e.scale != nullptr ? e.scale + pixel.table + channel : nullptr;
-      s.shift[r] = e.shift != nullptr ? e.shift + pixel.table + channel : nullptr;
+      s.one_table = s.one_table && pixel.table == table;
+    }
+    for (int64_t r = 0; r < (s.one_table ? 1 : n); ++r) {
+      s.scale[r] = e.scale != nullptr ? e.scale + pixels_[q + r].table + channel : nullptr;
+      s.shift[r] = e.shift != nullptr ? e.shift + pixels_[q + r].table + channel : nullptr;
     }
     k_.store(s, acc);
   }

@@ -19,6 +19,7 @@ struct MaskedMemory<4> {
   }
 };
 
+#include "activation_impl.h"
 #include "depthwise_impl.h"
 
 constexpr DepthwiseKernels kTable = depthwise_kernels_of<4>();

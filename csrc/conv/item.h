@@ -61,7 +61,7 @@ inline Store store_of(const Problem& p, int64_t cols) {
   Store s;
   s.rows = 0;
   s.cols = cols;
-  s.one_table = e.table_row == nullptr;
+  s.one_table = true;
   s.y_dtype = p.y.dtype;
   s.y_sc = p.y.sc;
   s.has_residual = e.residual != nullptr;

@@ -1,13 +1,9 @@
 // The inner loops, written once over the number of lanes. Included by ukernel_<isa>.cpp inside that set's namespace and
-// after its target pragma; includes nothing itself, so that no library code is compiled for the set.
-// (No include guard: each file includes it once, in its own namespace.)
+// after its target pragma and activation_impl.h; includes nothing itself, so that no library code is compiled for the
+// set. (No include guard: each file includes it once, in its own namespace.)
 
 template <int kLanes>
-struct Simd {
-  typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-  static void save(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-};
+using Simd = Lanes<kLanes>;
 
 // kRows x 16 accumulators. AVX2: 6 rows x 2 vectors = 12 accumulators + 2 weights + 1 broadcast of 16 registers.
 // AVX-512: 12 rows x 1 vector of 32. The compiler contracts a * b + c to one FMA where the set has it.
@@ -61,13 +57,12 @@ void tile(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int6
 }
 
 // Comparisons are ordered so that NaN passes through, as in torch.
-template <class Vec>
+template <int kLanes, class Vec>
 inline Vec activate(Vec v, Act act) {
   const Vec zero{};
   switch (act) {
     case Act::None:
-    case Act::Silu:
-      return v;  // silu needs exp: done lane by lane
+      return v;
     case Act::Relu:
       return v < zero ? zero : v;
     case Act::Relu6: {
@@ -75,13 +70,9 @@ inline Vec activate(Vec v, Act act) {
       v = v < zero ? zero : v;
       return v > six ? six : v;
     }
-    case Act::Hardswish: {
-      const Vec six = zero + 6.0f;
-      Vec gate = v + 3.0f;
-      gate = gate < zero ? zero : gate;
-      gate = gate > six ? six : gate;
-      return v * gate / 6.0f;
-    }
+    case Act::Hardswish:
+    case Act::Silu:
+      return curve<kLanes>(v, act);
   }
   return v;
 }
@@ -107,7 +98,7 @@ void store_rows(const Store& s, const float* c) {
     for (int v = 0; v < kVecs; ++v) {
       Vec value = S::load(c + r * 16 + v * kLanes) * scale[v] + shift[v];
       if (s.has_residual) value += S::load(residual + v * kLanes);
-      S::save(out + v * kLanes, activate(value, kAct));
+      S::save(out + v * kLanes, activate<kLanes>(value, kAct));
     }
   }
 }
@@ -116,7 +107,7 @@ template <int kLanes>
 void store(const Store& s, const float* c) {
   using S = Simd<kLanes>;
   using Vec = typename S::Vec;
-  if (s.one_table && s.cols == 16 && s.y_dtype == DType::F32 && s.y_sc == 1 && s.act != Act::Silu &&
+  if (s.one_table && s.cols == 16 && s.y_dtype == DType::F32 && s.y_sc == 1 &&
       (!s.has_residual || (s.residual_dtype == DType::F32 && s.residual_sc == 1))) {
     switch (s.act) {
       case Act::Relu:
@@ -125,6 +116,8 @@ void store(const Store& s, const float* c) {
         return store_rows<kLanes, Act::Relu6>(s, c);
       case Act::Hardswish:
         return store_rows<kLanes, Act::Hardswish>(s, c);
+      case Act::Silu:
+        return store_rows<kLanes, Act::Silu>(s, c);
       default:
         return store_rows<kLanes, Act::None>(s, c);
     }
@@ -157,10 +150,8 @@ void store(const Store& s, const float* c) {
       // The same expression as in store_rows, so that both contract to the same instruction.
       Vec value = S::load(in + v) * S::load(factor + v) + S::load(addend + v);
       if (residual != nullptr) value += S::load(residual + v);
-      S::save(out + v, activate(value, s.act));
+      S::save(out + v, activate<kLanes>(value, s.act));
     }
-    if (s.act == Act::Silu)
-      for (int i = 0; i < 16; ++i) out[i] = out[i] / (1.0f + __builtin_expf(-out[i]));
     if (!straight) {
       if (s.y_dtype == DType::F32) {
         float* y = static_cast<float*>(s.y[r]);

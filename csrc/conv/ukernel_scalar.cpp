@@ -3,6 +3,7 @@
 
 namespace effkern::conv::scalar {
 
+#include "activation_impl.h"
 #include "ukernel_impl.h"
 #include "winograd_impl.h"
 

@@ -127,7 +127,6 @@ class Worker {
     const int64_t m = plan_.tile;
     alignas(64) float c[kMaxStore * kPanel];
     Store s = store_of(p_, cols);
-    s.one_table = true;  // a tile lies in one sample
     const float* from = m_;
     for (int64_t sample = 0; sample < item_.samples; ++sample) {
       const int64_t i = item_.first + sample;
