@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
@@ -96,6 +97,9 @@ class DSMobileNet(nn.Module):
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: 0 to 13, 14 or -1 for the largest, or one a sample."""
+        return by_width(self, self._scores, x, width)
+
+    def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
         for block in self.blocks:
             x = block(x, width)

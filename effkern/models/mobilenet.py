@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct, separable
@@ -80,6 +81,9 @@ class SlimmableMobileNetV1(nn.Module):
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``width_mults``, or one a sample."""
+        return by_width(self, self._scores, x, width)
+
+    def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         stem, *layers = self.features
         x = stem(x, width)

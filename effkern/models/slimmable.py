@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
@@ -52,6 +53,9 @@ class SlimmableCNN(nn.Module):
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``widths``, or one a sample."""
+        return by_width(self, self._scores, x, width)
+
+    def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         for layer in self.features:
             # A tensor of one channel has no layout to hand on, so behind the stem the engine's own one is chosen.
             x = layer(x, width).contiguous(memory_format=torch.channels_last)
