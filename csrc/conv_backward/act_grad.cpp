@@ -11,7 +11,8 @@ constexpr int64_t kTask = 1 << 14;
 }  // namespace
 
 void relu_grad(const Activation& gy, const Activation& y, Act act, const Activation& gz) {
-  const float most = act == Act::Relu6 ? 6.0f : __builtin_inff();
+  // As in torch a NaN output lets the gradient through; nothing is greater than the bound that relu does not have.
+  const float most = act == Act::Relu6 ? 6.0f : __builtin_nanf("");
   const bool last = gz.sc == 1;  // channels or columns innermost, as gz lies
   const int64_t inner = last ? gz.c : gz.w, outer = last ? gz.w : gz.c;
   const int64_t gy_in = last ? gy.sc : gy.sw, y_in = last ? y.sc : y.sw, gz_in = last ? gz.sc : gz.sw;
@@ -27,16 +28,16 @@ void relu_grad(const Activation& gy, const Activation& y, Act act, const Activat
           const float *g = static_cast<const float*>(gy.data) + a, *v = static_cast<const float*>(y.data) + b;
           float* to = static_cast<float*>(gz.data) + c;
           if (gy_in == 1 && y_in == 1 && gz_in == 1)
-            for (int64_t i = 0; i < inner; ++i) to[i] = v[i] > 0 && v[i] < most ? g[i] : 0.0f;
+            for (int64_t i = 0; i < inner; ++i) to[i] = v[i] <= 0 || v[i] >= most ? 0.0f : g[i];
           else
             for (int64_t i = 0; i < inner; ++i)
-              to[i * gz_in] = v[i * y_in] > 0 && v[i * y_in] < most ? g[i * gy_in] : 0.0f;
+              to[i * gz_in] = v[i * y_in] <= 0 || v[i * y_in] >= most ? 0.0f : g[i * gy_in];
           continue;
         }
         for (int64_t i = 0; i < inner; ++i) {
           const float v = load_float(y.data, y.dtype, b + i * y_in);
           const float g = load_float(gy.data, gy.dtype, a + i * gy_in);
-          store_float(gz.data, gz.dtype, c + i * gz_in, v > 0 && v < most ? g : 0.0f);
+          store_float(gz.data, gz.dtype, c + i * gz_in, v <= 0 || v >= most ? 0.0f : g);
         }
       }
   };

@@ -36,10 +36,11 @@ def activation_backward(grad: Tensor, y: Tensor, pre: Callable[[], Tensor], act:
         pre: recomputes the activation's input, for hardswish and silu; not called otherwise.
         act: name of the activation.
     """
+    # As torch does it: a NaN output lets the gradient through, a clipped one gives 0 whatever the gradient is.
     if act == "relu":
-        return grad * (y > 0)
+        return torch.where(y <= 0, 0.0, grad)
     if act == "relu6":
-        return grad * ((y > 0) & (y < 6))
+        return torch.where((y <= 0) | (y >= 6), 0.0, grad)
     if act == "hardswish":
         z = pre()
         slope = torch.where(z < -3, torch.zeros_like(z), torch.where(z <= 3, z / 3 + 0.5, torch.ones_like(z)))
