@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from effkern.training.latency import no_garbage_collection
 
 #: A call longer than this is warmed up by nothing before it is timed: it fills its caches in a small part of its time.
 LONG_CALL = 0.02
@@ -105,7 +105,7 @@ def interleave(
             torch.set_num_threads(usual)
         return spent
 
-    with _no_garbage_collection():
+    with no_garbage_collection():
         once = {name: turn_of(name, 1, False) for name in run}
         once = {name: t if t > LONG_CALL else min(t, turn_of(name, 2, False)) for name, t in once.items()}
         calls = {name: max(1, math.ceil(slice_s / max(t, 1e-7))) for name, t in once.items()}
@@ -128,19 +128,6 @@ def _clock(call: Callable[[], Any], times: int) -> float:
     for _ in range(times):
         call()
     return (time.perf_counter() - start) / times
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a call would be charged to that call."""
-    was_enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def fma_peak(seconds: float = 0.03) -> float:

@@ -32,6 +32,9 @@ class Sample:
         magnitude: ``A`` of the bound: the reference over absolute values without activation, in fp64; for several
             results one for all of them or one each.
         requires_grad: names of the arguments to differentiate.
+        tags: what a general test must know: ``"sums_over_batch"``, a result has no batch dimension; ``"any_rank"``, the
+            first argument takes any leading dimensions; ``"nan_meets_padding"``, whether NaN times a pad's zero counts
+            is left open.
     """
 
     name: str

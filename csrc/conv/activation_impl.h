@@ -1,13 +1,5 @@
-// Vectors of kLanes floats, and the activations that are no clamp. Included by the files of one instruction set inside
-// its namespace and after its target pragma; includes nothing itself.
-
-template <int kLanes>
-struct Lanes {
-  typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  typedef int32_t Int __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-  static void save(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-};
+// The activations that are no clamp. Included by the files of one instruction set inside its namespace, after
+// lanes_impl.h; includes nothing itself.
 
 // exp(v) to about 1 ulp: 2^k * exp(r) with |r| <= ln 2 / 2 and Taylor's polynomial of degree 7. Infinite from 88.4 on,
 // never below exp(-87); NaN stays NaN.

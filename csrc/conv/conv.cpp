@@ -29,20 +29,24 @@ class Worker {
     const int64_t taps = p.kh * p.kw;
     table_ = arena.take<const float*>((plan.pixels + k_.rows - 1) / k_.rows * k_.rows * taps);
     pixels_ = reinterpret_cast<Pixel*>(arena.take<char>(plan.pixels * 4 * sizeof(int64_t)));
-    panel_ = p.weight != nullptr ? arena.take<float>(p.weight->scratch_floats()) : nullptr;
-    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch) : nullptr;
+    panel_ = arena.take<float>(p.weight->scratch_floats());
+    staged_ = arena.take<float>(stage_floats(p, plan));
   }
 
-  void operator()(int64_t index, int64_t split) {
-    if (index != index_) {
-      index_ = index;
-      const Item item = item_of(p_, plan_, index);
-      if (plan_.staged) stage(p_, plan_, item, staged_);
-      list_pixels(item);
+  void take(const Item& item) {
+    if (plan_.staged) stage(p_, plan_, item, staged_);
+    list_pixels(item);
+  }
+
+  void run_panel(const PanelPlace& panel) {
+    const int64_t taps = p_.kh * p_.kw, in_group = p_.c_in / p_.groups;
+    const float* b = p_.weight->panel(panel.group, panel.index, panel_);
+    alignas(64) float acc[kMaxRows * kPanel];
+    for (int64_t q = 0; q < count_; q += k_.rows) {
+      const int64_t n = std::min(k_.rows, count_ - q);
+      k_.tile(n, table_ + q * taps, panel.group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
+      finish(q, n, panel.channel, panel.cols, acc);
     }
-    const int64_t begin = plan_.panels * split / plan_.panel_splits;
-    const int64_t end = plan_.panels * (split + 1) / plan_.panel_splits;
-    for (int64_t panel = begin; panel < end; ++panel) run_panel(panel);
   }
 
  private:
@@ -88,20 +92,6 @@ class Worker {
     }
   }
 
-  void run_panel(int64_t panel) {
-    const int64_t taps = p_.kh * p_.kw;
-    const int64_t out_group = p_.c_out / p_.groups, in_group = p_.c_in / p_.groups;
-    const int64_t per_group = panels_of(out_group), group = panel / per_group, first = panel % per_group * kPanel;
-    const int64_t channel = group * out_group + first, cols = std::min(kPanel, out_group - first);
-    const float* b = p_.weight->panel(group, panel % per_group, panel_);
-    alignas(64) float acc[kMaxRows * kPanel];
-    for (int64_t q = 0; q < count_; q += k_.rows) {
-      const int64_t n = std::min(k_.rows, count_ - q);
-      k_.tile(n, table_ + q * taps, group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
-      finish(q, n, channel, cols, acc);
-    }
-  }
-
   void finish(int64_t q, int64_t n, int64_t channel, int64_t cols, const float* acc) {
     const Epilogue& e = p_.epilogue;
     Store s = store_of(p_, cols);
@@ -123,7 +113,7 @@ class Worker {
   const Problem& p_;
   const Plan& plan_;
   const Kernels& k_;
-  int64_t index_ = -1, count_ = 0;
+  int64_t count_ = 0;
   float *zero_, *panel_, *staged_;
   const float** table_;
   Pixel* pixels_;
@@ -138,9 +128,9 @@ void run(const Problem& p, int64_t threads) {
   const Plan plan = make_plan(p, threads);
   const Kernels& k = kernels(isa());
   const auto body = [&](int64_t begin, int64_t end) {
-    if (plan.tile != 0) return run_winograd(p, plan, k, begin, end);
+    if (plan.form != nullptr) return run_winograd(p, plan, k, begin, end);
     Worker work(p, plan, k);
-    for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
+    walk(p, plan, begin, end, work);
   };
   if (threads == 1)
     body(0, plan.items * plan.panel_splits);

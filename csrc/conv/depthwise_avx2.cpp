@@ -20,6 +20,7 @@ struct MaskedMemory<8> {
   static void save(float* p, int n, Vec v) { _mm256_maskstore_ps(p, mask(n), v); }
 };
 
+#include "../common/lanes_impl.h"
 #include "activation_impl.h"
 #include "depthwise_impl.h"
 

@@ -18,6 +18,7 @@ struct MaskedMemory<16> {
   static void save(float* p, int n, Vec v) { _mm512_mask_storeu_ps(p, mask(n), v); }
 };
 
+#include "../common/lanes_impl.h"
 #include "activation_impl.h"
 #include "depthwise_impl.h"
 

@@ -19,6 +19,7 @@ struct MaskedMemory<4> {
   }
 };
 
+#include "../common/lanes_impl.h"
 #include "activation_impl.h"
 #include "depthwise_impl.h"
 

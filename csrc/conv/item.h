@@ -55,6 +55,30 @@ inline Image image_of(const Problem& p, const Plan& plan, const Item& item, int6
   return {staged + sample * plan.in_rows * line, first_in_row(p, item), line, plan.stage_pitch};
 }
 
+// Where panel `index` of all groups lies.
+struct PanelPlace {
+  int64_t group, index;   // the panel's number in its group
+  int64_t channel, cols;  // its first output channel, and how many it has
+};
+
+inline PanelPlace panel_at(const Problem& p, int64_t index) {
+  const int64_t out = p.c_out / p.groups, per_group = panels_of(out);
+  const int64_t group = index / per_group, first = index % per_group * kPanel;
+  return {group, index % per_group, group * out + first, std::min(kPanel, out - first)};
+}
+
+// Does units [begin, end) of a plan, item by item: worker.take(item) when an item begins, worker.run_panel(panel) for
+// its panels.
+template <class Worker>
+void walk(const Problem& p, const Plan& plan, int64_t begin, int64_t end, Worker& worker) {
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t index = unit / plan.panel_splits, split = unit % plan.panel_splits;
+    if (unit == begin || split == 0) worker.take(item_of(p, plan, index));
+    for (int64_t i = plan.panels * split / plan.panel_splits; i < plan.panels * (split + 1) / plan.panel_splits; ++i)
+      worker.run_panel(panel_at(p, i));
+  }
+}
+
 // The part of a store that all tiles of a problem share; rows and addresses are left to fill in.
 inline Store store_of(const Problem& p, int64_t cols) {
   const Epilogue& e = p.epilogue;

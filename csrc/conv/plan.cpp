@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "../common/arena.h"
 
@@ -23,39 +24,28 @@ bool is_small(const Problem& p) {
   return outputs * p.kh * p.kw * (p.groups > 0 ? p.c_in / p.groups : 0) < kMacs;
 }
 
-int64_t winograd_tile(const Problem& p) {
+const WinogradForm* winograd_form(const Problem& p) {
+  static constexpr WinogradForm kForms[] = {
+      {Algo::Winograd43, 1, 4, 6, 130, 110}, {Algo::Winograd23, 1, 2, 4, 50, 50}, {Algo::Winograd33, 2, 3, 7, 150, 80}};
   if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.dil[0] != 1 || p.dil[1] != 1 ||
-      p.stride[0] != p.stride[1] || p.stride[0] > 2 || p.groups == 0 || p.c_in == 0)
-    return 0;
-  // Cycles of a core that does 16 multiply-adds a cycle, for one sample. Transforming 16 channels of a tile, and 16
-  // weights, takes about as many cycles as written here.
-  struct Form {
-    Algo algo;
-    int64_t stride, tile, values, input_output, weight;
-  };
-  constexpr Form kForms[] = {{Algo::Winograd43, 1, 4, 36, 130, 110},
-                             {Algo::Winograd23, 1, 2, 16, 50, 50},
-                             {Algo::Winograd33, 2, 3, 49, 150, 80}};
-  if (p.algo != Algo::Auto) {
-    for (const Form& form : kForms)
-      if (form.algo == p.algo && form.stride == p.stride[0]) return form.tile;
-    return 0;
-  }
+      p.stride[0] != p.stride[1] || p.groups == 0 || p.c_in == 0)
+    return nullptr;
   const int64_t in = p.c_in / p.groups, out = p.c_out / p.groups;
-  if (in < 8 || out < 8) return 0;
+  if (p.algo == Algo::Auto && (in < 8 || out < 8)) return nullptr;
   const double panels = static_cast<double>(p.groups) * panels_of(out), pairs = panels * in;
-  double best = p.y.h * p.y.w * 9 * pairs / 0.93;
-  int64_t tile = 0;
-  for (const Form& form : kForms) {
-    if (form.stride != p.stride[0]) continue;
+  // A form that was asked for needs no comparison with indirect GEMM.
+  double best = p.algo == Algo::Auto ? p.y.h * p.y.w * 9 * pairs / 0.93 : std::numeric_limits<double>::infinity();
+  const WinogradForm* chosen = nullptr;
+  for (const WinogradForm& form : kForms) {
+    if (form.stride != p.stride[0] || (p.algo != Algo::Auto && p.algo != form.algo)) continue;
     const double tiles = static_cast<double>(ceil_div(p.y.h, form.tile)) * ceil_div(p.y.w, form.tile);
-    const double cycles = tiles * form.values * pairs / 0.9 +
+    const double cycles = tiles * form.side * form.side * pairs / 0.9 +
                           tiles * (p.groups * panels_of(in) + panels) * form.input_output + pairs * form.weight;
     if (cycles >= best) continue;
     best = cycles;
-    tile = form.tile;
+    chosen = &form;
   }
-  return tile;
+  return chosen;
 }
 
 namespace {
@@ -98,35 +88,36 @@ void cut(const Problem& p, int64_t tile, int64_t target, int64_t threads, Plan& 
 
 // Tiles an item should have: enough to pay for the transforms of the weights (3 tiles' worth of arithmetic), few enough
 // that their input transforms stay in L2.
-int64_t winograd_tiles(const Problem& p, int64_t tile) {
-  const int64_t values = tile == 3 ? 49 : (tile + 2) * (tile + 2);
-  const int64_t bytes = values * p.c_in * static_cast<int64_t>(sizeof(float));
-
-  const int64_t most = (size_t{1} << 20) / std::max<int64_t>(bytes, 1);
-  return std::clamp<int64_t>(most, 48, 96) / 12 * 12;
+int64_t winograd_tiles(const Problem& p, const WinogradForm& form) {
+  const int64_t bytes = form.side * form.side * p.c_in * static_cast<int64_t>(sizeof(float));
+  return std::clamp<int64_t>((int64_t{1} << 20) / std::max<int64_t>(bytes, 1), 48, 96) / 12 * 12;
 }
 
 }  // namespace
 
 Plan make_plan(const Problem& p, int64_t threads) {
   Plan plan{};
-  plan.tile = winograd_tile(p);
+  plan.form = winograd_form(p);
   // 12 rows of a power of two of 4 KiB lie in one set of the L1 cache, which has 8 ways: such inputs are copied apart.
-  const bool aliased = p.x.sw * p.stride[1] % 1024 == 0 && p.c_in >= 64 && p.c_out / p.groups >= 64 && plan.tile == 0 &&
-                       p.depthwise == nullptr;
+  const bool aliased =
+      p.x.sw * p.stride[1] % 1024 == 0 && p.c_in >= 64 && p.c_out / p.groups >= 64 && plan.form == nullptr;
   plan.staged = p.x.dtype != DType::F32 || p.x.sc != 1 || aliased;
   plan.stage_pitch = p.c_in % 512 == 0 ? p.c_in + 16 : p.c_in;
-  const bool decoded = p.weight != nullptr && p.weight->scratch_floats() > 0;
-  if (plan.tile != 0)
-    cut(p, plan.tile, winograd_tiles(p, plan.tile), threads, plan);
+  const bool decoded = p.weight->scratch_floats() > 0;
+  if (plan.form != nullptr)
+    cut(p, plan.form->tile, winograd_tiles(p, *plan.form), threads, plan);
   else
     cut(p, 1, decoded ? kDecodedPixels : kPixels, threads, plan);
   plan.panels = p.groups * panels_of(p.c_out / p.groups);
   plan.panel_splits = 1;
-  const int64_t wanted = plan.tile != 0 ? threads : 2 * threads;
+  const int64_t wanted = plan.form != nullptr ? threads : 2 * threads;
   if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted)
     plan.panel_splits = std::clamp<int64_t>(ceil_div(wanted, plan.items), 1, std::max<int64_t>(plan.panels, 1));
   return plan;
+}
+
+int64_t stage_floats(const Problem& p, const Plan& plan) {
+  return plan.staged ? plan.samples * plan.in_rows * p.x.w * plan.stage_pitch : 0;
 }
 
 int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
@@ -138,8 +129,8 @@ int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
   size_t bytes = Arena::bytes(p.c_in, sizeof(float));       // the zero row
   bytes += Arena::bytes(pointers, sizeof(float*));          // indirection
   bytes += Arena::bytes(plan.pixels, 4 * sizeof(int64_t));  // pixel table
-  if (p.weight != nullptr) bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
-  if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch, sizeof(float));
+  bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
+  bytes += Arena::bytes(stage_floats(p, plan), sizeof(float));
   return static_cast<int64_t>(bytes);
 }
 

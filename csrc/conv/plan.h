@@ -6,30 +6,42 @@
 
 namespace effkern::conv {
 
+// F(tile x tile, 3 x 3) of a stride, on input tiles of `side`.
+struct WinogradForm {
+  Algo algo;
+  int64_t stride, tile, side;
+  // About the cycles of a core that does 16 multiply-adds a cycle for transforming 16 channels of a tile, and 16
+  // weights.
+  int64_t input_output, weight;
+};
+
 // An item is either several whole output maps (samples >= 1, all rows) or a band of rows of one map. Items are crossed
 // with `panel_splits` ranges of output panels where there are fewer items than threads.
 struct Plan {
-  int64_t tile;          // side of a Winograd output tile; 0: indirect GEMM
-  bool staged;           // x is first copied, band by band, to fp32 channels-last scratch
-  int64_t stage_pitch;   // floats from one staged pixel to the next
-  int64_t samples;       // maps per item
-  int64_t rows;          // output rows per item
-  int64_t bands;         // bands per map
-  int64_t items;         // (samples, band) items
-  int64_t panels;        // output panels of all groups
-  int64_t panel_splits;  // ranges of panels
-  int64_t in_rows;       // input rows that an item's rows need at most
-  int64_t pixels;        // output pixels per item at most
+  const WinogradForm* form;  // null: indirect GEMM
+  bool staged;               // x is first copied, band by band, to fp32 channels-last scratch
+  int64_t stage_pitch;       // floats from one staged pixel to the next
+  int64_t samples;           // maps per item
+  int64_t rows;              // output rows per item
+  int64_t bands;             // bands per map
+  int64_t items;             // (samples, band) items
+  int64_t panels;            // output panels of all groups
+  int64_t panel_splits;      // ranges of panels
+  int64_t in_rows;           // input rows that an item's rows need at most
+  int64_t pixels;            // output pixels per item at most
 };
 
-// Side of the Winograd output tile that the problem is done with, 0 for indirect GEMM. Looks at one sample only, so
-// that a sample's bits do not depend on the batch.
-int64_t winograd_tile(const Problem& problem);
+// The form the problem is done in, null for indirect GEMM. Looks at one sample only, so that a sample's bits do not
+// depend on the batch.
+const WinogradForm* winograd_form(const Problem& problem);
 
 // True if the work is done sooner than a second thread is woken up: it then stays on the calling thread.
 bool is_small(const Problem& problem);
 
 Plan make_plan(const Problem& problem, int64_t threads);
+
+// Floats of the staged copy of an item's input.
+int64_t stage_floats(const Problem& problem, const Plan& plan);
 
 // Scratch of one thread, in bytes, for a plan of indirect GEMM.
 int64_t scratch_bytes(const Problem& problem, const Plan& plan, int64_t tile_rows);

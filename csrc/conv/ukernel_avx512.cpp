@@ -5,6 +5,7 @@ EFFKERN_TARGET_AVX512
 
 namespace effkern::conv::avx512 {
 
+#include "../common/lanes_impl.h"
 #include "activation_impl.h"
 #include "ukernel_impl.h"
 #include "winograd_impl.h"

@@ -1,16 +1,13 @@
 // The inner loops, written once over the number of lanes. Included by ukernel_<isa>.cpp inside that set's namespace and
-// after its target pragma and activation_impl.h; includes nothing itself, so that no library code is compiled for the
-// set. (No include guard: each file includes it once, in its own namespace.)
-
-template <int kLanes>
-using Simd = Lanes<kLanes>;
+// after its target pragma, behind lanes_impl.h and activation_impl.h; includes nothing itself, so that no library code
+// is compiled for the set. (No include guard: each file includes it once, in its own namespace.)
 
 // kRows x 16 accumulators. AVX2: 6 rows x 2 vectors = 12 accumulators + 2 weights + 1 broadcast of 16 registers.
 // AVX-512: 12 rows x 1 vector of 32. The compiler contracts a * b + c to one FMA where the set has it.
 template <int kLanes, int kPitch, int kRows>
 void tile_rows(const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b, int64_t tap_stride,
                bool more, float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   constexpr int kVecs = 16 / kLanes;
   typename S::Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
@@ -81,7 +78,7 @@ inline Vec activate(Vec v, Act act) {
 // Whole rows of 16 fp32 channels straight from and to memory, one table row for all.
 template <int kLanes, Act kAct>
 void store_rows(const Store& s, const float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
   constexpr int kVecs = 16 / kLanes;
   Vec scale[kVecs], shift[kVecs];
@@ -105,7 +102,7 @@ void store_rows(const Store& s, const float* c) {
 
 template <int kLanes>
 void store(const Store& s, const float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
   if (s.one_table && s.cols == 16 && s.y_dtype == DType::F32 && s.y_sc == 1 &&
       (!s.has_residual || (s.residual_dtype == DType::F32 && s.residual_sc == 1))) {

@@ -3,6 +3,7 @@
 
 namespace effkern::conv::scalar {
 
+#include "../common/lanes_impl.h"
 #include "activation_impl.h"
 #include "ukernel_impl.h"
 #include "winograd_impl.h"

@@ -35,7 +35,7 @@ struct Sizes {
 
   Sizes(const Problem& p, const Plan& plan, const WinogradKernels& f) {
     side = f.side;
-    tiles = plan.samples * ((plan.rows + plan.tile - 1) / plan.tile) * ((p.y.w + plan.tile - 1) / plan.tile);
+    tiles = plan.samples * ((plan.rows + f.out - 1) / f.out) * ((p.y.w + f.out - 1) / f.out);
     v_pitch = p.c_in % 512 == 0 ? p.c_in + kLine : p.c_in;
     v_plane = (tiles * v_pitch + 15) / 16 * 16 + kLine;
     m_plane = tiles * kPanel + kLine;
@@ -48,7 +48,7 @@ struct Sizes {
 class Worker {
  public:
   Worker(const Problem& p, const Plan& plan, const Kernels& kernels)
-      : p_(p), plan_(plan), k_(kernels), wino_(kernels.winograd(plan.tile)), size_(p, plan, wino_) {
+      : p_(p), plan_(plan), k_(kernels), wino_(kernels.winograd(plan.form->tile)), size_(p, plan, wino_) {
     Arena& arena = thread_arena();
     arena.reset(static_cast<size_t>(winograd_scratch_bytes(p, plan, kernels)));
     v_ = arena.take<float>(size_.v_total);
@@ -56,25 +56,42 @@ class Worker {
     m_ = arena.take<float>(size_.m_total);
     rows_ = arena.take<const float*>(size_.tiles + kMaxRows);
     panel_ = arena.take<float>(p.weight->scratch_floats());
-    staged_ = plan.staged ? arena.take<float>(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch) : nullptr;
+    staged_ = arena.take<float>(stage_floats(p, plan));
     for (int64_t t = 0; t < size_.tiles; ++t) rows_[t] = v_ + t * size_.v_pitch;
   }
 
-  void operator()(int64_t index, int64_t split) {
-    if (index != index_) {
-      index_ = index;
-      item_ = item_of(p_, plan_, index);
-      if (plan_.staged) stage(p_, plan_, item_, staged_);
-      transform_input();
-    }
-    const int64_t begin = plan_.panels * split / plan_.panel_splits;
-    const int64_t end = plan_.panels * (split + 1) / plan_.panel_splits;
-    for (int64_t panel = begin; panel < end; ++panel) run_panel(panel);
+  void take(const Item& item) {
+    item_ = item;
+    if (plan_.staged) stage(p_, plan_, item_, staged_);
+    transform_input();
+  }
+
+  void run_panel(const PanelPlace& panel) {
+    const int64_t in_group = p_.c_in / p_.groups;
+    const float* g = p_.weight->panel(panel.group, panel.index, panel_);
+    for (int64_t pair = 0; pair < wino_.pairs; ++pair)
+      for (int64_t k = 0; k < in_group; k += kChunk) {
+        const int64_t depth = std::min(kChunk, in_group - k);
+        float* u = behind(u_, g + k * kPanel);
+        wino_.weight(pair, g + k * kPanel, p_.weight->tap_stride, depth, u, kUPlane);
+        for (int64_t i = 0; i < size_.side; ++i) {
+          const int64_t r = wino_.weight_of[i] == wino_.weight_row[pair][0] ? 0 : 1;
+          if (wino_.weight_of[i] != wino_.weight_row[pair][r]) continue;
+          for (int64_t j = 0; j < size_.side; ++j) {
+            const int64_t value = i * size_.side + j, offset = value * size_.v_plane + panel.group * in_group + k;
+            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * kUPlane;
+            for (int64_t t = 0; t < count_; t += k_.rows)
+              k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, b, 0, k > 0,
+                      m_ + value * size_.m_plane + t * kPanel);
+          }
+        }
+      }
+    finish(panel.channel, panel.cols);
   }
 
  private:
   void transform_input() {
-    const int64_t m = plan_.tile;
+    const int64_t m = plan_.form->tile;
     // Inputs that no output needs (stride 2 may leave a row and a column) are zeros to every plan.
     const int64_t h = std::min(p_.x.h, (p_.y.h - 1) * p_.stride[0] + 3 - p_.pad[0]);
     const int64_t w = std::min(p_.x.w, (p_.y.w - 1) * p_.stride[1] + 3 - p_.pad[1]);
@@ -98,33 +115,9 @@ class Worker {
     count_ = (v - v_) / size_.v_pitch;
   }
 
-  void run_panel(int64_t panel) {
-    const int64_t out_group = p_.c_out / p_.groups, in_group = p_.c_in / p_.groups, per_group = panels_of(out_group);
-    const int64_t group = panel / per_group, first = panel % per_group * kPanel;
-    const float* g = p_.weight->panel(group, panel % per_group, panel_);
-    for (int64_t pair = 0; pair < wino_.pairs; ++pair)
-      for (int64_t k = 0; k < in_group; k += kChunk) {
-        const int64_t depth = std::min(kChunk, in_group - k);
-        float* u = behind(u_, g + k * kPanel);
-        wino_.weight(pair, g + k * kPanel, p_.weight->tap_stride, depth, u, kUPlane);
-        for (int64_t i = 0; i < size_.side; ++i) {
-          const int64_t r = wino_.weight_of[i] == wino_.weight_row[pair][0] ? 0 : 1;
-          if (wino_.weight_of[i] != wino_.weight_row[pair][r]) continue;
-          for (int64_t j = 0; j < size_.side; ++j) {
-            const int64_t value = i * size_.side + j, offset = value * size_.v_plane + group * in_group + k;
-            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * kUPlane;
-            for (int64_t t = 0; t < count_; t += k_.rows)
-              k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, b, 0, k > 0,
-                      m_ + value * size_.m_plane + t * kPanel);
-          }
-        }
-      }
-    finish(group * out_group + first, std::min(kPanel, out_group - first));
-  }
-
   void finish(int64_t channel, int64_t cols) {
     const Epilogue& e = p_.epilogue;
-    const int64_t m = plan_.tile;
+    const int64_t m = plan_.form->tile;
     alignas(64) float c[kMaxStore * kPanel];
     Store s = store_of(p_, cols);
     const float* from = m_;
@@ -159,7 +152,7 @@ class Worker {
   const WinogradKernels& wino_;
   const Sizes size_;
   Item item_{};
-  int64_t index_ = -1, count_ = 0;
+  int64_t count_ = 0;
   float *v_, *u_, *m_, *panel_, *staged_;
   const float** rows_;
 };
@@ -167,17 +160,17 @@ class Worker {
 }  // namespace
 
 int64_t winograd_scratch_bytes(const Problem& p, const Plan& plan, const Kernels& kernels) {
-  const Sizes size(p, plan, kernels.winograd(plan.tile));
-  size_t bytes = Arena::bytes(size.v_total, sizeof(float)) + Arena::bytes(size.u_total, sizeof(float)) +
-                 Arena::bytes(size.m_total, sizeof(float)) + Arena::bytes(size.tiles + kMaxRows, sizeof(float*)) +
-                 Arena::bytes(p.weight->scratch_floats(), sizeof(float));
-  if (plan.staged) bytes += Arena::bytes(plan.samples * plan.in_rows * p.x.w * plan.stage_pitch, sizeof(float));
+  const Sizes size(p, plan, kernels.winograd(plan.form->tile));
+  const size_t bytes = Arena::bytes(size.v_total, sizeof(float)) + Arena::bytes(size.u_total, sizeof(float)) +
+                       Arena::bytes(size.m_total, sizeof(float)) + Arena::bytes(size.tiles + kMaxRows, sizeof(float*)) +
+                       Arena::bytes(p.weight->scratch_floats(), sizeof(float)) +
+                       Arena::bytes(stage_floats(p, plan), sizeof(float));
   return static_cast<int64_t>(bytes);
 }
 
 void run_winograd(const Problem& p, const Plan& plan, const Kernels& kernels, int64_t begin, int64_t end) {
   Worker work(p, plan, kernels);
-  for (int64_t i = begin; i < end; ++i) work(i / plan.panel_splits, i % plan.panel_splits);
+  walk(p, plan, begin, end, work);
 }
 
 }  // namespace effkern::conv

@@ -11,7 +11,7 @@
 
 template <int kLanes>
 struct F43 {
-  using Vec = typename Simd<kLanes>::Vec;
+  using Vec = typename Lanes<kLanes>::Vec;
   static constexpr int kOut = 4, kSide = 6, kWeightSide = 6;
   static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
@@ -64,7 +64,7 @@ struct F43 {
 
 template <int kLanes>
 struct F23 {
-  using Vec = typename Simd<kLanes>::Vec;
+  using Vec = typename Lanes<kLanes>::Vec;
   static constexpr int kOut = 2, kSide = 4, kWeightSide = 4;
   static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {1, 2}};
   static constexpr int kWeightPairs = 2, kWeightRow[2][2] = {{0, 3}, {1, 2}};
@@ -102,7 +102,7 @@ struct F23 {
 // Stride 2.
 template <int kLanes>
 struct F33 {
-  using Vec = typename Simd<kLanes>::Vec;
+  using Vec = typename Lanes<kLanes>::Vec;
   static constexpr int kOut = 3, kSide = 7, kWeightSide = 5;
   static constexpr int kPairs = 4, kRow[4][2] = {{0, 3}, {1, 2}, {4, 5}, {6, 7}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{0, 3}, {1, 2}, {4, 5}};
@@ -148,7 +148,7 @@ struct F33 {
 // Rows kRow[pair] of B^T d B for kLanes channels of one tile; the pixels (i, j) lie at x[i * row + j * pixel].
 template <int kLanes, template <int> class F, int pair = 0>
 inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* v, int64_t plane) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
   using T = F<kLanes>;
   constexpr int kSide = T::kSide;
@@ -183,7 +183,7 @@ inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* 
 // read.
 template <int kLanes, template <int> class F>
 void wino_input_padded(const InputTile& t, int64_t c, int64_t channels, float* v, int64_t plane) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   constexpr int kSide = F<kLanes>::kSide;
   alignas(64) float copy[kSide * kSide * kLanes], result[kSide * kSide * kLanes];
   for (int i = 0; i < kSide; ++i)
@@ -221,7 +221,7 @@ void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
 // (G g G^T)[kWeightRow[pair][r]][j] for k < channels.
 template <int kLanes, template <int> class F, int pair>
 void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
   using T = F<kLanes>;
   for (int64_t k = 0; k < channels * 16; k += kLanes) {
@@ -259,7 +259,7 @@ void wino_weight(int64_t pair, const float* g, int64_t tap_stride, int64_t chann
 // One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j].
 template <int kLanes, template <int> class F>
 void wino_output(const float* m, int64_t plane, float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
   using T = F<kLanes>;
   for (int lane = 0; lane < 16; lane += kLanes) {

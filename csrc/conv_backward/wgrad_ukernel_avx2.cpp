@@ -6,6 +6,7 @@ EFFKERN_TARGET_AVX2
 namespace effkern::conv::avx2 {
 namespace {
 
+#include "../common/lanes_impl.h"
 #include "wgrad_ukernel_impl.h"
 
 }  // namespace

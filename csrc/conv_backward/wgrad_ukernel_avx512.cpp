@@ -6,6 +6,7 @@ EFFKERN_TARGET_AVX512
 namespace effkern::conv::avx512 {
 namespace {
 
+#include "../common/lanes_impl.h"
 #include "wgrad_ukernel_impl.h"
 
 }  // namespace

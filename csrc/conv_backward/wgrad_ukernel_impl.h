@@ -1,19 +1,12 @@
 // The inner loops of the weight gradient, written once over the number of lanes; included like conv/ukernel_impl.h by
 // one file an instruction set. (No include guard: each file includes it once, in its own namespace.)
 
-template <int kLanes>
-struct Simd {
-  typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
-  static void save(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
-};
-
 // kRows x 16 accumulators, of 6 x 2 vectors on AVX2 and 12 x 1 on AVX-512, as in the forward tile: a pixel costs kRows
 // broadcasts and one line of gy.
 template <int kLanes, int kRows>
 void tile_rows(const Line* lines, int64_t count, int64_t x_offset, int64_t x_step, int64_t gy_offset, int64_t gy_step,
                bool add, float* c, const char* ahead, int64_t ahead_step) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   constexpr int kVecs = 16 / kLanes;
   typename S::Vec acc[kRows][kVecs];
 #pragma GCC unroll 16
@@ -58,7 +51,7 @@ void tile(int64_t n, const Line* lines, int64_t count, int64_t x_offset, int64_t
 template <int kLanes, int kVecs, int kTaps>
 void depthwise_block(const Line* lines, int64_t count, int64_t x_offset, int64_t gy_offset, int64_t x_step,
                      int64_t tap_step, int64_t gy_step, float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   typename S::Vec acc[kTaps][kVecs];
 #pragma GCC unroll 4
   for (int t = 0; t < kTaps; ++t)
@@ -114,7 +107,7 @@ void depthwise(int64_t taps, const Line* lines, int64_t count, int64_t x_offset,
 
 template <int kLanes>
 void column_sum_block(const Line* lines, int64_t count, int64_t offset, int64_t gy_step, float* c) {
-  using S = Simd<kLanes>;
+  using S = Lanes<kLanes>;
   typename S::Vec acc{};
   for (int64_t l = 0; l < count; ++l) {
     const float* gy = lines[l].gy + offset;

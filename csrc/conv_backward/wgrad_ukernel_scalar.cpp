@@ -4,6 +4,7 @@
 namespace effkern::conv::scalar {
 namespace {
 
+#include "../common/lanes_impl.h"
 #include "wgrad_ukernel_impl.h"
 
 }  // namespace

@@ -23,6 +23,7 @@ struct Streaming {
   static void done() { _mm_sfence(); }
 };
 
+#include "../common/lanes_impl.h"
 #include "kernels_impl.h"
 
 constinit const Kernels table = make_table<8>();

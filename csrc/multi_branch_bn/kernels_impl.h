@@ -5,16 +5,15 @@
 // (No include guard: each file includes it once, in its own namespace.)
 
 template <int kLanes>
-struct Simd {
-  typedef float Vec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
-  static Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+struct Simd : Lanes<kLanes> {
+  using typename Lanes<kLanes>::Vec;
+  using Lanes<kLanes>::load, Lanes<kLanes>::save;
   // The same, and the line `ahead` of it into the L2 cache: the loops go through a tile column by column, which the
   // processor's own prefetchers do not follow.
   static Vec load(const float* p, int64_t ahead) {
     __builtin_prefetch(p + ahead, 0, 2);
     return load(p);
   }
-  static void save(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
   static Vec fill(float value) { return Vec{} + value; }
   // The last `count` of `all` numbers, count < kLanes, in the upper lanes; the others are `rest`.
   static Vec load_last(const float* p, int64_t all, int64_t count, Vec rest) {
@@ -48,6 +47,11 @@ struct Line {
   Line(const Tile& t, Load load) : shift(load(t.shift)), floor(S::fill(t.floor)) {
 #pragma GCC unroll 4
     for (int i = 0; i < kB; ++i) mean[i] = load(t.mean[i]), scale[i] = load(t.scale[i]);
+  }
+  // Of an interleaved pixel from the means, from channel c on.
+  void deviations(const Tile& t, int64_t pixel, int64_t c, Vec* d) const {
+#pragma GCC unroll 4
+    for (int i = 0; i < kB; ++i) d[i] = S::load(t.x[i] + pixel * t.x_pitch[i] + c, t.x_ahead[i]) - mean[i];
   }
   Vec z(const Vec* deviation) const {
     Vec sum = shift;
@@ -236,8 +240,7 @@ void interleaved_apply(const Tile& t) {
 #pragma GCC unroll 4
       for (int r = 0; r < kN; ++r) {
         Vec d[kB];
-#pragma GCC unroll 4
-        for (int i = 0; i < kB; ++i) d[i] = S::load(t.x[i] + (p + r) * t.x_pitch[i] + c, t.x_ahead[i]) - line.mean[i];
+        line.deviations(t, p + r, c, d);
         S::save(t.out[0] + (p + r) * t.out_pitch + c, line.cut(line.z(d)));
       }
     });
@@ -256,8 +259,7 @@ void interleaved_grad_sums(const Tile& t) {
     Vec sum[1 + kB] = {};
     for (int64_t p = 0; p < t.pixels; ++p) {
       Vec d[kB];
-#pragma GCC unroll 4
-      for (int i = 0; i < kB; ++i) d[i] = S::load(t.x[i] + p * t.x_pitch[i] + c, t.x_ahead[i]) - line.mean[i];
+      line.deviations(t, p, c, d);
       const Vec g = line.grad(line.z(d), S::load(t.grad + p * t.grad_pitch + c, t.grad_ahead));
       sum[0] += g;
 #pragma GCC unroll 4
@@ -281,8 +283,7 @@ void interleaved_grad(const Tile& t) {
 #pragma GCC unroll 4
       for (int r = 0; r < kN; ++r) {
         Vec d[kB];
-#pragma GCC unroll 4
-        for (int i = 0; i < kB; ++i) d[i] = S::load(t.x[i] + (p + r) * t.x_pitch[i] + c, t.x_ahead[i]) - line.mean[i];
+        line.deviations(t, p + r, c, d);
         const Vec g = line.grad(line.z(d), S::load(t.grad + (p + r) * t.grad_pitch + c, t.grad_ahead));
 #pragma GCC unroll 4
         for (int i = 0; i < kB; ++i) {

@@ -15,6 +15,7 @@ struct Streaming {
   static void done() {}
 };
 
+#include "../common/lanes_impl.h"
 #include "kernels_impl.h"
 
 constinit const Kernels table = make_table<4>();

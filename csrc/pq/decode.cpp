@@ -24,17 +24,7 @@ const void* Decoder::code_at(int64_t index) const {
 }
 
 int64_t Decoder::code(int64_t index) const {
-  switch (m_.type) {
-    case CodeType::U8:
-      return static_cast<const uint8_t*>(m_.codes)[index];
-    case CodeType::I16:
-      return static_cast<const int16_t*>(m_.codes)[index];
-    case CodeType::U16:
-      return static_cast<const uint16_t*>(m_.codes)[index];
-    case CodeType::I32:
-      return static_cast<const int32_t*>(m_.codes)[index];
-  }
-  return 0;
+  return with_code(m_.type, [&]<class Code>() -> int64_t { return static_cast<const Code*>(m_.codes)[index]; });
 }
 
 // Looks for the code out of range that a kernel met among `count` numbers of each row, for the message.
@@ -89,16 +79,7 @@ void Decoder::row_of(int64_t r, float* out) const {
 }
 
 void Decoder::row(int64_t r, float* out) const {
-  switch (m_.type) {
-    case CodeType::U8:
-      return row_of<uint8_t>(r, out);
-    case CodeType::I16:
-      return row_of<int16_t>(r, out);
-    case CodeType::U16:
-      return row_of<uint16_t>(r, out);
-    case CodeType::I32:
-      return row_of<int32_t>(r, out);
-  }
+  with_code(m_.type, [&]<class Code>() { row_of<Code>(r, out); });
 }
 
 void Decoder::prefetch(int64_t r) const {

@@ -9,6 +9,22 @@ namespace effkern::pq {
 
 enum class CodeType : int { U8, I16, U16, I32 };
 
+// What body.template operator()<Code>() returns, called with the C++ type of the codes.
+template <class Body>
+auto with_code(CodeType type, const Body& body) {
+  switch (type) {
+    case CodeType::U8:
+      return body.template operator()<uint8_t>();
+    case CodeType::I16:
+      return body.template operator()<int16_t>();
+    case CodeType::U16:
+      return body.template operator()<uint16_t>();
+    case CodeType::I32:
+      break;
+  }
+  return body.template operator()<int32_t>();
+}
+
 constexpr int64_t kOutputs = 16;         // outputs decoded together: a panel of the convolution engine
 constexpr int64_t kLanes = 8;            // partial sums of an output (decode_fma), rows of a table (lut): one ymm
 constexpr int64_t kTableEntries = 256;   // of a look-up table of kLanes floats each: 8 KiB

@@ -156,17 +156,7 @@ bool offsets_of(const void* from, int64_t pitch, int64_t rows, int64_t count, ui
 
 bool offsets(const void* codes, CodeType type, int64_t pitch, int64_t rows, int64_t count, uint32_t last, uint32_t d,
              uint32_t* out) {
-  switch (type) {
-    case CodeType::U8:
-      return offsets_of<uint8_t>(codes, pitch, rows, count, last, d, out);
-    case CodeType::I16:
-      return offsets_of<int16_t>(codes, pitch, rows, count, last, d, out);
-    case CodeType::U16:
-      return offsets_of<uint16_t>(codes, pitch, rows, count, last, d, out);
-    case CodeType::I32:
-      return offsets_of<int32_t>(codes, pitch, rows, count, last, d, out);
-  }
-  return false;
+  return with_code(type, [&]<class Code>() { return offsets_of<Code>(codes, pitch, rows, count, last, d, out); });
 }
 
 // --- panels
@@ -406,17 +396,8 @@ bool table_rows_of(const void* from, int64_t pitch, int64_t outputs, int64_t cou
 
 bool table_rows(const void* codes, CodeType type, int64_t pitch, int64_t outputs, int64_t count, uint32_t last,
                 uint16_t* out, int64_t out_pitch) {
-  switch (type) {
-    case CodeType::U8:
-      return table_rows_of<uint8_t>(codes, pitch, outputs, count, last, out, out_pitch);
-    case CodeType::I16:
-      return table_rows_of<int16_t>(codes, pitch, outputs, count, last, out, out_pitch);
-    case CodeType::U16:
-      return table_rows_of<uint16_t>(codes, pitch, outputs, count, last, out, out_pitch);
-    case CodeType::I32:
-      return table_rows_of<int32_t>(codes, pitch, outputs, count, last, out, out_pitch);
-  }
-  return false;
+  return with_code(
+      type, [&]<class Code>() { return table_rows_of<Code>(codes, pitch, outputs, count, last, out, out_pitch); });
 }
 
 template <int kLength>

@@ -12,6 +12,7 @@
 #include "check.h"
 #include "isas.h"
 #include "oracle.h"
+#include "threads.h"
 
 namespace effkern::test {
 namespace {
@@ -24,8 +25,8 @@ Layout any_layout() { return static_cast<Layout>(draw(0, 2)); }
 // Stands for the sum of the magnitudes of all terms in allowed(): the error of a Winograd output is at most 12 u T for
 // F(4,3), 4 u T for the others, where T = sum over channels of max |x| in the input tile times sum |w|.
 double winograd_size(const Buffer& x, const Weight& w, const Problem& p, int64_t n, int64_t in, int64_t out, int64_t oy,
-                     int64_t ox, int64_t tile) {
-  const int64_t side = tile == 3 ? 7 : tile + 2;
+                     int64_t ox, const conv::WinogradForm& form) {
+  const int64_t tile = form.tile, side = form.side;
   const int64_t top = oy / tile * tile * p.stride[0] - p.pad[0], left = ox / tile * tile * p.stride[1] - p.pad[1];
   double sum = 0;
   for (int64_t k = 0; k < p.c_in / p.groups; ++k) {
@@ -113,8 +114,8 @@ class Trial {
                   acc += term;
                   size += std::fabs(term);
                 }
-            if (const int64_t tile = conv::winograd_tile(p_); tile != 0)
-              size = winograd_size(*x_, *weight_, p_, xn, g * in, g * whole + c % out, oy, ox, tile);
+            if (const conv::WinogradForm* form = conv::winograd_form(p_); form != nullptr)
+              size = winograd_size(*x_, *weight_, p_, xn, g * in, g * whole + c % out, oy, ox, *form);
             const int64_t at = y_->index(yn, c, oy, ox);
             const auto row = static_cast<size_t>(p_.epilogue.table_row ? p_.epilogue.table_row[xn] : 0);
             const size_t entry = row * static_cast<size_t>(p_.epilogue.table_stride) + static_cast<size_t>(c);
@@ -228,27 +229,6 @@ class Trial {
   std::vector<int32_t> table_row_;
   std::vector<float> before_;
 };
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  if (a.size() != b.size()) return false;
-  return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
-int64_t three() { return 3; }
-
-// Each third of the range on a thread of its own.
-void on_threads(int64_t begin, int64_t end, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  std::vector<std::thread> pool;
-  const int64_t step = (end - begin + 2) / 3;
-  for (int64_t b = begin; b < end; b += step)
-    pool.emplace_back([&body, b, e = std::min(end, b + step)] { body(b, e); });
-  for (std::thread& thread : pool) thread.join();
-}
-
-void serially(int64_t begin, int64_t end, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(begin, end);
-}
-int64_t one() { return 1; }
 
 }  // namespace
 
@@ -366,7 +346,7 @@ TEST(bands_and_panels) {
                   exact += term;
                   size += std::fabs(term);
                 }
-            if (trial >= 2) size = winograd_size(x, weight, p, 0, 0, c, oy, ox, conv::winograd_tile(p));
+            if (trial >= 2) size = winograd_size(x, weight, p, 0, 0, c, oy, ox, *conv::winograd_form(p));
             EXPECT(std::fabs(y.at(0, c, oy, ox) - exact) <= allowed(exact, size, DType::F32, Act::None), isa_name(isa));
           }
     }

@@ -12,6 +12,7 @@
 #include "../conv_backward/wgrad_ukernel.h"
 #include "check.h"
 #include "oracle.h"
+#include "threads.h"
 
 namespace effkern::test {
 namespace {
@@ -168,25 +169,6 @@ class Trial {
   std::unique_ptr<Guarded> gb_;
   std::vector<int64_t> rows_, gy_rows_;
 };
-
-int64_t three() { return 3; }
-int64_t one() { return 1; }
-
-// Each third of the range on a thread of its own.
-void on_threads(int64_t begin, int64_t end, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  std::vector<std::thread> pool;
-  const int64_t step = (end - begin + 2) / 3;
-  for (int64_t b = begin; b < end; b += step)
-    pool.emplace_back([&body, b, e = std::min(end, b + step)] { body(b, e); });
-  for (std::thread& thread : pool) thread.join();
-}
-void serially(int64_t begin, int64_t end, int64_t, const std::function<void(int64_t, int64_t)>& body) {
-  body(begin, end);
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
-}
 
 }  // namespace
 

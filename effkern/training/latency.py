@@ -34,7 +34,7 @@ class Timing:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """A collection in the middle of a call would be charged to that call."""
     was_enabled = gc.isenabled()
     gc.collect()
@@ -79,7 +79,7 @@ def measure(
 
     samples: dict[str, list[float]] = {name: [] for name in functions}
     order = list(functions)
-    with torch.inference_mode(), _no_garbage_collection():
+    with torch.inference_mode(), no_garbage_collection():
         for name in order:
             for _ in range(warmup):
                 functions[name]()

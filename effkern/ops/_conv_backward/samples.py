@@ -35,7 +35,7 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         args = (gy, y, x, weight, [stride] * 2, [pad] * 2, [dil] * 2, groups, mode, act, "direct",
                 [True, True, True, act != "none"])  # fmt: skip
         leaves = ("gy", "x", "weight") if gy.numel() else ()
-        tags = frozenset({"sums_over_batch"})
+        tags = frozenset({"sums_over_batch", "nan_meets_padding"})
         return Sample(name, conv2d_backward, reference.conv2d_backward, args, magnitude, leaves, tags)
 
     yield sample("3x3", normal(2, 16, 9, 9), normal(32, 16, 3, 3), pad=1, act="relu")
