@@ -53,7 +53,7 @@ def load(path: Path) -> Results:
 
 def save(path: Path, results: Mapping[str, Any]) -> None:
     """Write all or nothing, rows a line each, so that two states of the file can be compared by eye."""
-    rows = ",\n".join(json.dumps(row, default=str) for row in results["rows"])
+    rows = ",\n".join(json.dumps(row, default=str, separators=(",", ":")) for row in results["rows"])
     runs = json.dumps(results["runs"], indent=1, default=str)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = f'{{"format": {FORMAT},\n"runs": {runs},\n"rows": [\n{rows}\n]}}\n'
