@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Bench, main, rounding
-from benchmarks.peers import ConvLayer, conv_peers, module_peers
+from benchmarks.layer import ConvLayer
+from benchmarks.peers import conv_peers, module_peers
 from effkern.ops import pq_conv2d, pq_decode, pq_embedding, pq_linear
 
 

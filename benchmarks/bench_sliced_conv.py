@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Bench, main, rounding
-from benchmarks.peers import ConvLayer, conv_peers
+from benchmarks.layer import ConvLayer
+from benchmarks.peers import conv_peers
 from effkern.ops import pack_conv_weight, sliced_conv2d_packed, sliced_conv2d_ragged_packed
 from effkern.ops.sliced_conv import reference
 

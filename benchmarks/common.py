@@ -3,7 +3,8 @@
 A benchmark is a module with one function and three lines at its end::
 
     from benchmarks.common import Bench, main, rounding
-    from benchmarks.peers import ConvLayer, conv_peers
+    from benchmarks.layer import ConvLayer
+    from benchmarks.peers import conv_peers
 
     def run(bench: Bench) -> None:
         for shape in bench.choose(SHAPES, quick=SHAPES[:1]):

@@ -19,15 +19,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.layer import ConvLayer
 from benchmarks.timing import Contender
-
-if TYPE_CHECKING:
-    from benchmarks.peers import ConvLayer
 
 Inputs = tuple[Tensor, ...]
 

@@ -12,8 +12,9 @@ import torch
 
 from benchmarks import plot, results, run_all
 from benchmarks.common import Bench, main
+from benchmarks.layer import ConvLayer
 from benchmarks.networks import for_peers
-from benchmarks.peers import CONV_PEERS, MODULE_PEERS, ConvLayer, _within, conv_peers, module_peers
+from benchmarks.peers import CONV_PEERS, MODULE_PEERS, _within, conv_peers, module_peers
 from benchmarks.timing import Contender, fma_peak, interleave
 
 FILES = sorted(Path(plot.__file__).parent.glob("bench_*.py"))
