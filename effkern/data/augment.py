@@ -8,7 +8,9 @@ from torch import Tensor
 __all__ = ["shift_and_flip"]
 
 
-def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+def shift_and_flip(
+    images: Tensor, shift: int, flip: bool, generator: torch.Generator, part: int = 0, parts: int = 1
+) -> Tensor:
     """Move each image by up to ``shift`` pixels in both directions and mirror half of them.
 
     Args:
@@ -16,18 +18,21 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Gene
         shift: largest shift, ``>= 0``.
         flip: whether to mirror left and right.
         generator: source of the random numbers.
+        part: ``images`` are this one of ``parts`` equal parts of a batch, and get the moves they have in the whole.
+        parts: see ``part``.
 
     Returns:
         A new tensor of the same shape and dtype.
     """
     n, c, h, w = images.shape
+    mine = slice(part * n, (part + 1) * n)
     padded = torch.nn.functional.pad(images, (shift,) * 4)
-    top = torch.randint(2 * shift + 1, (n, 1), generator=generator)
-    left = torch.randint(2 * shift + 1, (n, 1), generator=generator)
+    top = torch.randint(2 * shift + 1, (n * parts, 1), generator=generator)[mine]
+    left = torch.randint(2 * shift + 1, (n * parts, 1), generator=generator)[mine]
     rows = top + torch.arange(h)
     columns = left + torch.arange(w)
     if flip:
-        mirrored = torch.rand(n, 1, generator=generator) < 0.5
+        mirrored = torch.rand(n * parts, 1, generator=generator)[mine] < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     # One flat gather, an order of magnitude faster than four-dimensional advanced indexing.
     flat = rows[:, :, None] * padded.shape[3] + columns[:, None, :]

@@ -46,8 +46,8 @@ class Dataset:
         val: images held out of the training set, for every choice made while learning.
         test: images looked at once, for the reported number.
         classes: a readable name for each label.
-        mean: mean of the training pixels scaled to [0, 1].
-        std: their standard deviation.
+        mean: what is taken off the pixels scaled to [0, 1], as a rule their mean; one number, or one a channel.
+        std: what they are divided by then.
         flip: whether a mirrored image keeps its label (a shoe does, a digit does not).
     """
 
@@ -57,12 +57,15 @@ class Dataset:
     val: Split
     test: Split
     classes: tuple[str, ...]
-    mean: float
-    std: float
+    mean: float | tuple[float, ...]
+    std: float | tuple[float, ...]
     flip: bool
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[n, c, h, w]`` to float32 with mean 0 and deviation 1 over the training set."""
+        if isinstance(self.mean, tuple) or isinstance(self.std, tuple):
+            mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.mean, self.std))
+            return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
         return images.to(torch.float32).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
 
     def batches(

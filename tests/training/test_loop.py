@@ -143,7 +143,7 @@ def test_no_batches_is_an_error():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("optimizer", "lamb"), ("schedule", "step"), ("epochs", 0), ("epochs", float("nan")), ("warmup", 1.0)],
+    [("optimizer", "lamb"), ("schedule", "steps"), ("epochs", 0), ("epochs", float("nan")), ("warmup", 1.0)],
 )
 def test_a_recipe_is_checked(name, value):
     with pytest.raises(ValueError, match=f"{name}: must be"):

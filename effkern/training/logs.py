@@ -1,0 +1,84 @@
+"""Metrics over the steps, as CSV files and for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import write_atomically
+
+__all__ = ["CsvLog", "TensorBoardLog"]
+
+
+class CsvLog:
+    """One row a step; the first row names the columns.
+
+    Args:
+        path: of the file.
+        done: a resumed run keeps the rows up to this step; those after it, and a last line cut short, are rewritten.
+    """
+
+    def __init__(self, path: Path, done: int = 0) -> None:
+        self.path = path
+        self.columns: list[str] = []
+        text = path.read_text() if done and path.is_file() else ""
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if lines:
+            self.columns = next(csv.reader(lines[:1]))
+            kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= done]
+            write_atomically(path, "".join([lines[0], *kept]).encode())
+        else:
+            path.unlink(missing_ok=True)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append a row. A column that was not there in the first row is refused, so that no file has two shapes.
+
+        Raises:
+            ValueError: for other names than those of the first row.
+        """
+        row = {"step": step, **values}
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if not self.columns:
+            self.columns = list(row)
+            writer.writerow(self.columns)
+        if list(row) != self.columns:
+            raise ValueError(f"values: must be {', '.join(self.columns[1:])}, got {', '.join(values)}")
+        writer.writerow([repr(value) if isinstance(value, float) else value for value in row.values()])
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(text.getvalue())
+
+
+class TensorBoardLog:
+    """The same for TensorBoard, if it is installed.
+
+    Args:
+        folder: of the event files.
+        done: later steps of an earlier start are hidden.
+
+    Raises:
+        ModuleNotFoundError: naming the package, if it is not installed.
+    """
+
+    def __init__(self, folder: Path, done: int = 0) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                "TensorBoard logs need the package tensorboard (pip install tensorboard); train.csv and eval.csv are "
+                "written without it"
+            ) from error
+        self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+    def write(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
+        """Note each value as ``group/name``."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()

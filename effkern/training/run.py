@@ -1,0 +1,153 @@
+"""The folder of a run: its configuration, checkpoints, logs and best weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .checkpoint import CheckpointError, save_weights
+from .history import History
+from .logs import CsvLog, TensorBoardLog
+from .parallel import World
+from .progress import say
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """Where a run is kept, and how often.
+
+    ``checkpoints/step-*.safetensors``: everything needed to go on. ``train.csv`` and ``eval.csv``: metrics.
+    ``best.safetensors``: weights where the method's score was best.
+
+    Attributes:
+        folder: made if need be; what is there is resumed.
+        config: plain data that a resumed run must share; kept in every checkpoint.
+        save_every_s: seconds between checkpoints; 0 saves after every step.
+        keep: checkpoints kept.
+        log_every: steps a row of ``train.csv``, means over them.
+        evaluate_every: epochs between evaluations; 0 evaluates at the end only.
+        tensorboard: whether metrics go to TensorBoard as well.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    save_every_s: float = 300.0
+    keep: int = 3
+    log_every: int = 10
+    evaluate_every: float = 1.0
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise ValueError(f"log_every: must be at least 1, got {self.log_every}")
+        self.history = History(self.folder / "checkpoints", self.keep)
+        self._saved = time.monotonic()
+        self._rows: list[dict[str, float]] = []
+        self._writes = True
+        self._board: TensorBoardLog | None = None
+
+    def start(self, ranks: World, load: Callable[[dict[str, Any]], None], fixed: Mapping[str, Any]) -> None:
+        """Resume from the newest whole checkpoint, if there is one, and open the logs.
+
+        Args:
+            ranks: the first one writes; all read.
+            load: takes the state a checkpoint holds.
+            fixed: what must not differ from the checkpoint's, beside ``config``.
+
+        Raises:
+            CheckpointError: if the checkpoint is of another configuration, or does not fit the method.
+        """
+        self._writes, done = ranks.is_first, 0
+        self._fixed = {**self.config, **fixed}
+        found = self.history.load()
+        if found is not None:
+            where = self.history.folder
+            if changed := _differences(found.get("config", {}), self._fixed):
+                raise CheckpointError(
+                    f"{where}: holds a run of another configuration ({'; '.join(changed)}); use the old "
+                    "configuration, another folder, or start over with --fresh"
+                )
+            try:
+                load(found["state"])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise CheckpointError(f"{where}: does not fit what is to be trained: {error}") from error
+            done = found["state"]["step"]
+            self._rows = found["rows"]
+        ranks.wait()  # nobody renames a file before all have read
+        if not self._writes:
+            return
+        if found is not None:
+            self.history.set_aside_after(done)
+        self._train = CsvLog(self.folder / "train.csv", done)
+        self._eval = CsvLog(self.folder / "eval.csv", done)
+        if self.tensorboard:
+            self._board = TensorBoardLog(self.folder / "tensorboard", done)
+
+    def evaluates(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether an evaluation is due after ``step`` steps."""
+        every = max(1, round(self.evaluate_every * steps_per_epoch))
+        return bool(self.evaluate_every) and step % every == 0
+
+    def saves(self, now: bool) -> bool:
+        """Whether a checkpoint is due; the first rank alone writes."""
+        return self._writes and (now or time.monotonic() - self._saved >= self.save_every_s)
+
+    def log(self, step: int, metrics: dict[str, float], last: bool) -> None:
+        """Take the metrics of a step; the mean over ``log_every`` steps becomes a row."""
+        if not self._writes:
+            return
+        self._rows.append(metrics)
+        if step % self.log_every == 0 or last:
+            means = {name: sum(row[name] for row in self._rows) / len(self._rows) for name in metrics}
+            self._train.write(step, means)
+            if self._board is not None:
+                self._board.write(step, means)
+            self._rows.clear()
+
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write a row of ``eval.csv``."""
+        if self._writes:
+            self._eval.write(step, metrics)
+            if self._board is not None:
+                self._board.write(step, metrics, "eval")
+
+    def save(self, step: int, state: dict[str, Any], required: bool) -> None:
+        """Write a checkpoint. One that cannot be written is an error if ``required``, otherwise it is said and tried
+        again next time: a disk may be cleared while a long run goes on.
+
+        Raises:
+            CheckpointError: see above.
+        """
+        self._saved = time.monotonic()
+        try:
+            self.history.save(step, {"config": self._fixed, "state": state, "rows": self._rows})
+        except CheckpointError as error:
+            if required:
+                raise
+            say(f"{error}. Training goes on.")
+
+    def save_best(self, module: nn.Module) -> None:
+        """Keep the weights of ``module`` as the best so far."""
+        if self._writes:
+            save_weights(self.folder / "best.safetensors", module.state_dict())
+
+    def close(self) -> None:
+        """Flush what is in memory."""
+        if self._board is not None:
+            self._board.close()
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """What two nested dicts differ in, as ``"name: old, now new"``."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = sorted({*old, *new}, key=str)
+        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+    old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
+    return [] if old == new else [f"{name}: {old!r}, now {new!r}"]

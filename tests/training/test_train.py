@@ -1,0 +1,342 @@
+"""The loop and its files: a run may be stopped, killed, divided among ranks and resumed, and ends the same."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from effkern.data import BatchFeed
+from effkern.training import (
+    CheckpointError,
+    Interrupted,
+    Method,
+    Recipe,
+    Step,
+    Supervised,
+    fit,
+    load_snapshot,
+    load_weights,
+    train,
+)
+from effkern.training import loop as loop_module
+
+from .small import RECIPE, Noisy, data, go, network
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def same(first, second) -> bool:
+    """Whether two nested states are equal bit for bit, the time they took aside."""
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        names = first.keys() - {"seconds"}
+        return first.keys() == second.keys() and all(same(first[name], second[name]) for name in names)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
+    return first == second
+
+
+def newest(folder: Path):
+    return load_snapshot(max((folder / "checkpoints").glob("step-*.safetensors")))
+
+
+def same_run(first: Path, second: Path) -> bool:
+    texts = [[(folder / name).read_text() for name in ("train.csv", "eval.csv")] for folder in (first, second)]
+    weights = [load_weights(folder / "best.safetensors") for folder in (first, second)]
+    return same(newest(first), newest(second)) and texts[0] == texts[1] and same(*weights)
+
+
+def test_a_run_leaves_its_files(tmp_path):
+    method, result = go(tmp_path)
+    assert (result.steps, result.planned, len(result.losses)) == (20, 20, 20) and not method.training
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    assert lines[0] == "step,loss,noise,lr"
+    assert [line.split(",")[0] for line in lines[1:]] == ["3", "6", "9", "12", "15", "18", "20"]
+    assert float(lines[1].split(",")[1]) == pytest.approx(sum(result.losses[:3]) / 3, rel=1e-12)
+    assert float(lines[-1].split(",")[1]) == pytest.approx(sum(result.losses[18:]) / 2, rel=1e-12)
+    rows = [line.split(",") for line in (tmp_path / "eval.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "top1"] and [row[0] for row in rows[1:]] == ["4", "8", "12", "16", "20"]
+    assert result.best["top1"] == max(float(row[1]) for row in rows[1:])
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+    assert method.steps == 20
+    state = newest(tmp_path)["state"]
+    assert same(state["method"], dict(method.state_dict()))
+    assert not same(state["method"], {name[7:]: v for name, v in state["ema"].items() if name != "updates"})
+
+
+def test_killed_at_any_moment_a_run_ends_the_same(tmp_path):
+    """kill -9 by a real parent at random moments, during steps, evaluations and writes."""
+    done = subprocess.run(
+        [sys.executable, HERE / "kill_and_resume.py", tmp_path, "1"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = re.fullmatch(r"killed (\d+) times\n", done.stdout)
+    assert said and int(said[1]) >= 3, done.stdout
+    assert same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_two_ranks_train_like_one_process(tmp_path):
+    """Same losses and weights as one process with the same batch; with batch norm, as one that accumulates 2 parts."""
+    done = subprocess.run(
+        [sys.executable, HERE / "ranks.py", tmp_path], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for norm, accumulate in ((False, 1), (True, 2)):
+        alone, _ = go(
+            tmp_path / f"alone-{norm}",
+            Noisy(network(norm=norm, dropout=False)),
+            replace(RECIPE, accumulate=accumulate, ema=0.0),
+        )
+        text = [(tmp_path / f"{kind}-{norm}" / "train.csv").read_text().splitlines() for kind in ("norm", "alone")]
+        for ours, theirs in zip(*text, strict=True):
+            if not ours.startswith("step"):
+                a, b = (torch.tensor([float(v) for v in line.split(",")]) for line in (ours, theirs))
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        weights = newest(tmp_path / f"norm-{norm}")["state"]["method"]
+        for name, parameter in alone.named_parameters():
+            torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(tmp_path, number):
+    class Signalled(Noisy):
+        def after_step(self, at: Step) -> None:
+            super().after_step(at)
+            if at.number == 6:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match="stopped after 7 of 20 steps; the same command goes on from there") as stop:
+        go(tmp_path / "stopped", Signalled(network()), save_every_s=1e9)
+    assert stop.value.signal == number and signal.getsignal(number) is before
+    assert [p.name for p in (tmp_path / "stopped" / "checkpoints").iterdir()] == ["step-00000007.safetensors"]
+    go(tmp_path / "stopped")
+    go(tmp_path / "whole")
+    assert same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("effkern.training.interrupt.ECHO_S", 0.0)
+
+    class Stubborn(Noisy):
+        def losses(self, x, y, at):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            yield from super().losses(x, y, at)
+
+    with pytest.raises(KeyboardInterrupt) as stop:
+        go(tmp_path, Stubborn(network()))
+    assert not isinstance(stop.value, Interrupted)
+
+
+def test_outside_the_main_thread_signals_are_left_alone(tmp_path):
+    results = []
+    thread = threading.Thread(target=lambda: results.append(go(tmp_path)[1].steps))
+    thread.start()
+    thread.join(120)
+    assert results == [20]
+
+
+class Breaking(Noisy):
+    """The loss, or the weights, become NaN in step 9."""
+
+    def __init__(self, net: nn.Module, what: str) -> None:
+        super().__init__(net)
+        self.what = what
+
+    def losses(self, x, y, at):
+        for loss in super().losses(x, y, at):
+            yield loss * float("nan") if self.what == "loss" and at.number == 9 else loss
+
+    def after_step(self, at: Step) -> None:
+        super().after_step(at)
+        if self.what == "weights" and at.number == 9:
+            nn.init.constant_(self.net[0].weight, float("inf"))
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_divergence_names_the_step_and_the_last_good_checkpoint(tmp_path, what):
+    last = tmp_path / "checkpoints" / "step-00000009.safetensors"
+    said = "the loss became nan after 9" if what == "loss" else "net.0.weight stopped being finite after 10"
+    with pytest.raises(FloatingPointError, match=f"{said} steps; the last good checkpoint is {last}"):
+        go(tmp_path, Breaking(network(), what))
+    assert newest(tmp_path)["state"]["step"] == 9
+    assert all(bool(v.isfinite().all()) for v in newest(tmp_path)["state"]["method"].values())
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped bit", "pickle", "empty"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, damage, capsys):
+    go(tmp_path / "whole")
+    folder = tmp_path / "damaged"
+    with pytest.raises(FloatingPointError):
+        go(folder, Breaking(network(), "loss"))
+    path = folder / "checkpoints" / "step-00000009.safetensors"
+    content = path.read_bytes()
+    flipped = content[:-50] + bytes([content[-50] ^ 1]) + content[-49:]
+    path.write_bytes({"cut": content[:-7], "flipped bit": flipped, "pickle": b"\x80\x04.", "empty": b""}[damage])
+    go(folder)
+    said = capsys.readouterr().out
+    assert f"{path}: " in said and "trying the one before it" in said
+    assert same_run(tmp_path / "whole", folder)
+    assert path.with_name(f"{path.name}.damaged").exists()
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_overwritten(tmp_path):
+    go(tmp_path)
+    files = list((tmp_path / "checkpoints").iterdir())
+    for path in files:
+        path.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*step-00000020"):
+        go(tmp_path)
+    assert all(path.read_bytes() == b"x" for path in files)
+
+
+def limit_file_size(size: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
+    """A limit on the size of files stands for the disk: the kernel refuses the write in the middle, as it would."""
+
+    class Filling(Noisy):
+        def after_step(self, at: Step) -> None:
+            super().after_step(at)
+            if at.number in (9, 12):
+                limit_file_size(4096 if at.number == 9 else before)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    try:
+        go(tmp_path / "full", Filling(network()), evaluate_every=0)
+        said = capsys.readouterr().out
+        assert "step-00000010.safetensors: cannot be written: " in said
+        assert f"the last good checkpoint is {tmp_path}/full/checkpoints/step-00000009.safetensors" in said
+        assert newest(tmp_path / "full")["state"]["step"] == 20  # there was room again
+        limit_file_size(4096)
+        with pytest.raises(CheckpointError, match=r"step-00000020.safetensors: cannot be written: "):
+            go(tmp_path / "never", evaluate_every=0)
+    finally:
+        limit_file_size(before)
+    assert not list((tmp_path / "never").rglob("*step*")) and not list((tmp_path / "full").rglob("*.tmp"))
+
+
+def test_another_configuration_is_refused_by_name(tmp_path):
+    go(tmp_path, config={"gamma": 5.0, "widths": (4, 8)})
+    for changed, message in (
+        ({"gamma": 1.0, "widths": (4, 8)}, "gamma: 5.0, now 1.0"),
+        ({"gamma": 5.0, "widths": (4, 6)}, r"widths: \[4, 8\], now \[4, 6\]"),
+    ):
+        with pytest.raises(CheckpointError, match=f"another configuration .{message}"):
+            go(tmp_path, config=changed)
+    with pytest.raises(CheckpointError, match=r"recipe.lr: 0.05, now 0.5"):
+        go(tmp_path, recipe=replace(RECIPE, lr=0.5), config={"gamma": 5.0, "widths": (4, 8)})
+
+
+def test_another_network_is_refused(tmp_path):
+    go(tmp_path)
+    other = network()
+    other[8] = nn.Linear(6, 3)
+    with pytest.raises(CheckpointError, match=r"checkpoints: does not fit (.|\n)*net.8.weight"):
+        go(tmp_path, Noisy(other))
+
+
+def test_a_finished_run_only_gives_its_result(tmp_path):
+    _, first = go(tmp_path)
+    method, again = go(tmp_path)
+    assert again.losses == [] and (again.steps, again.metrics, again.best) == (20, first.metrics, first.best)
+    assert method.steps == 20
+
+
+def test_parts_accumulate_to_the_whole_batch():
+    images = data()
+    results = []
+    for accumulate in (1, 2, 4):
+        method = Noisy(network(norm=False, dropout=False))
+        recipe = replace(RECIPE, accumulate=accumulate, ema=0.0, epochs=1)
+        results.append(train(method, BatchFeed(images, images.train, 16, augment=True), recipe).losses)
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-5)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    images = data()
+    with pytest.raises(ValueError, match="batch_size: must be a multiple of ranks x accumulate = 1 x 3, got 16"):
+        train(Noisy(network()), BatchFeed(images, images.train, 16), replace(RECIPE, accumulate=3))
+
+
+def test_bf16_runs_forward_passes_in_bf16_and_keeps_fp32_weights():
+    seen = []
+    net = network(norm=False)
+    net[0].register_forward_hook(lambda m, i, o: seen.append(o.dtype))
+    images = data()
+    train(Noisy(net), BatchFeed(images, images.train, 16), replace(RECIPE, bf16=True, epochs=0.25))
+    assert set(seen) == {torch.bfloat16} and net[0].weight.dtype == torch.float32
+    assert net[0].weight.grad.dtype == torch.float32
+
+
+def test_a_run_does_not_touch_the_global_generator_and_follows_its_seed():
+    images = data()
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    losses = []
+    for seed, other in ((0, 1), (0, 2), (1, 1)):
+        method = Noisy(network())
+        torch.manual_seed(5)
+        if other == 2:
+            torch.rand(77)  # what others drew before does not matter
+        recipe = replace(RECIPE, seed=seed)
+        losses.append(train(method, BatchFeed(images, images.train, 16, seed), recipe).losses)
+        assert torch.equal(torch.rand(3), want) == (other == 1)
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_dropout_differs_between_parts_and_steps():
+    """Ranks with the same mask would see each unit dropped or kept by all."""
+    masks = []
+
+    class Look(Method):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def losses(self, x, y, at):
+            masks.append(nn.functional.dropout(torch.ones(64), 0.5))
+            yield (self.weight * x.mean()).sum()
+
+    images = data()
+    train(Look(), BatchFeed(images, images.train, 16), Recipe(epochs=0.5, batch_size=16, accumulate=2, lr=0.01))
+    assert len(masks) == 4 and len({tuple(m.tolist()) for m in masks}) == 4
+
+
+def test_draws_of_a_step_do_not_depend_on_its_division():
+    whole = Step(5, seed=3).uniform(12, 4, stream=2)
+    parts = [Step(5, seed=3, part=i, parts=3).uniform(4, 4, stream=2) for i in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+    others = [Step(6, seed=3), Step(5, seed=4)]
+    assert not any(torch.equal(step.uniform(12, 4, stream=2), whole) for step in others)
+    assert not torch.equal(Step(5, seed=3).uniform(12, 4, stream=1), whole)
+
+
+def test_fit_is_the_same_loop(monkeypatch):
+    """What the demo trains with goes through train()."""
+    seen = []
+    monkeypatch.setattr(loop_module, "train", lambda method, *a, **k: seen.append(type(method).__mro__[1]))
+    fit(network(), lambda: [], 1, Recipe(epochs=1))
+    assert seen == [Supervised]
