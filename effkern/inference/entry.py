@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from typing import Any
@@ -86,6 +87,13 @@ def _check(model: nn.Module) -> None:
             raise ValueError(f"optimize: batch norm {name!r} is in training mode; call model.eval() first")
 
 
+def _is_known(node: fx.Node) -> bool:
+    """Whether a call runs nobody's code but torch's, effkern's and Python's own."""
+    if node.op != "call_function" or functional.is_torch_function(node.target):
+        return True
+    return getattr(node.target, "__module__", "").split(".")[0] in ("effkern", "builtins", "collections")
+
+
 def _as_tuple(example: Any) -> tuple[Any, ...] | None:
     if example is None:
         return None
@@ -143,8 +151,10 @@ class _Builder:
             part = module.get_submodule(name)
             if any(part is used for used in modules.values()):
                 self.descend(part, ".".join(p for p in (path, name) if p))
+        others = bool(network.opaque) or not all(map(_is_known, network.graph.nodes))
         signature = inspect.signature(module.forward)
-        return Optimized.of_graph(network.graph, modules, tensors, signature, fixed, type(module).__name__), rows
+        name = type(module).__name__
+        return Optimized.of_graph(network.graph, modules, tensors, signature, fixed, name, others), rows
 
     def _traced(self, module: nn.Module, path: str, fixed: dict[str, Any], example: tuple[Any, ...] | None) -> Network:
         """The graph, free of writes. What cannot be written without them is called as it is."""
@@ -173,7 +183,7 @@ class _Builder:
                 continue
             key = (node.op, str(node.target))
             if key not in names:
-                name = lowering._unique(lowering._flat(key[1]), [*modules, *tensors])
+                name = lowering.unique(lowering.flat(key[1]), [*modules, *tensors])
                 if node.op == "call_module":
                     modules[name] = network.called(node)
                 else:
@@ -221,7 +231,11 @@ def _named(module: nn.Module, example: tuple[Any, ...]) -> list[tuple[Any, str]]
 
 
 def _record_shapes(network: Network, inputs: list[Any]) -> None:
-    """Run the traced graph once and note the shape and dtype of every tensor in it."""
+    """Run the traced graph once and note the shape and dtype of every tensor in it.
+
+    On two copies of a single image, if it takes them: one sample would make a sum with a parameter, or with a mean over
+    the batch, look like a sum of equal shapes.
+    """
 
     class Recorder(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
@@ -230,7 +244,13 @@ def _record_shapes(network: Network, inputs: list[Any]) -> None:
                 n.meta["example"] = (tuple(value.shape), value.dtype)
             return value
 
-    Recorder(network.root, graph=network.graph).run(*_copies(inputs))
+    recorder = Recorder(network.root, graph=network.graph)
+    single = [t for t in pytree.tree_leaves(inputs) if isinstance(t, Tensor)]
+    if single and all(t.dim() > 1 and t.size(0) == 1 for t in single):
+        with contextlib.suppress(Exception):  # whatever a network may say to two images where it expects one
+            recorder.run(*pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), inputs))
+            return
+    recorder.run(*_copies(inputs))
 
 
 def _copies(values: Any) -> Any:
@@ -239,7 +259,7 @@ def _copies(values: Any) -> Any:
 
 
 def _compare(expected: Any, result: Any) -> float:
-    """Largest difference in units of the largest value; checks that containers, shapes and dtypes agree."""
+    """Largest difference in units of the largest finite value; checks that containers, shapes and dtypes agree."""
     ours, theirs = pytree.tree_flatten(result), pytree.tree_flatten(expected)
     if ours[1] != theirs[1]:
         raise RuntimeError(f"optimize: the optimized network returns {ours[1]}, the original {theirs[1]}")
@@ -253,6 +273,9 @@ def _compare(expected: Any, result: Any) -> float:
                 f"{list(y0.shape)} {y0.dtype}"
             )
         if y0.numel() and y0.is_floating_point():
-            scale = float(y0.double().abs().max())
-            worst = max(worst, float((y.double() - y0.double()).abs().max()) / (scale if scale > 0 else 1.0))
+            y, y0 = y.double(), y0.double()
+            scale = float(y0[y0.isfinite()].abs().amax()) if bool(y0.isfinite().any()) else 0.0
+            same = (y == y0) | (y.isnan() & y0.isnan())
+            difference = (y - y0).abs().nan_to_num(float("inf")).masked_fill(same, 0)
+            worst = max(worst, float(difference.max()) / (scale if scale > 0 else 1.0))
     return worst

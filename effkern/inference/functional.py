@@ -51,6 +51,8 @@ def functionalize(network: Network) -> None:
         roots[node] = {node} | (inputs if written is not None or _may_alias(network, node) else set())
         if written is None:
             continue
+        if any(root.op == "get_attr" for root in roots[written]):
+            raise _impure(network, node, "writes into a tensor of the module")
         for other, memory in roots.items():
             seen = any(order[user] > order[node] for user in other.users)
             if other not in (written, node) and memory & roots[written] and seen:

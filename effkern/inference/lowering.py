@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from effkern.inference.functional import is_torch_function
+from effkern.inference.module import RESERVED
 from effkern.inference.network import ConvCall, Network, conv_call, residual_of
-from effkern.inference.recognize import as_activation, as_sum
+from effkern.inference.recognize import as_activation, as_sum, bound
 from effkern.inference.report import Row
 from effkern.inference.tracing import is_torch_layer
 from effkern.ops._registry import is_channels_last
@@ -49,12 +50,14 @@ class Handles:
         for name, tensor in tensors.items():
             if tensor is handle:
                 return name
-        tensors[_unique(wanted, tensors)] = handle
+        tensors[unique(wanted, tensors)] = handle
         return next(reversed(tensors))
 
 
 def to_channels_last(x: Tensor) -> Tensor:
     """The layout convolutions are fast in; free where ``x`` is in it."""
+    if x.dim() != 4:
+        raise ValueError(f"a convolution in an optimized network takes batches [n, c, h, w], got shape {list(x.shape)}")
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -130,7 +133,7 @@ def _looks_at_memory(network: Network, node: fx.Node) -> bool:
         return module is None or not is_torch_layer(module)
     if node.op == "call_method":
         return str(node.target) in _STRIDED or (node.target == "view" and not _is_plain_view(node))
-    return not is_torch_function(node.target)
+    return not is_torch_function(node.target) or getattr(node.target, "__name__", "").startswith("as_strided")
 
 
 def _is_plain_view(node: fx.Node) -> bool:
@@ -150,7 +153,17 @@ def _allow_any_strides(network: Network, node: fx.Node) -> None:
 
 def _is_fresh_vector(network: Network, node: fx.Node) -> bool:
     """Whether a result is contiguous whatever the input was."""
-    return isinstance(network.module(node), nn.Linear | nn.Flatten) or node.target in (F.linear, torch.flatten)
+    module = network.module(node)
+    if isinstance(module, nn.Linear) or node.target is F.linear:
+        return True
+    if isinstance(module, nn.Flatten):
+        dims: Any = (module.start_dim, module.end_dim)
+    elif node.target in (torch.flatten, "flatten"):
+        limits = bound(node, lambda input, start_dim=0, end_dim=-1: None) or {}
+        dims = (limits.get("start_dim"), limits.get("end_dim"))
+    else:
+        return False
+    return dims == (1, -1)  # others may be a view: (2, -1) of a map in channels_last is
 
 
 def lower(network: Network, handles: Handles) -> dict[str, Tensor]:
@@ -208,7 +221,7 @@ def _lower_chain(network: Network, chain: list[fx.Node], handles: Handles, tenso
         call = conv_call(node)
         assert call is not None
         conv, residual = call.conv, residual_of(node)
-        name = handles.name(handles.pack(call), f"{_flat(call.parts[0][0]) or 'conv'}_pack", tensors)
+        name = handles.name(handles.pack(call), f"{flat(call.parts[0][0]) or 'conv'}_pack", tensors)
         step = ConvStep(
             x=numbers[node.args[0]],
             handle=packs.setdefault(name, len(packs)),
@@ -252,14 +265,16 @@ def _users_before(network: Network, chain: list[fx.Node]) -> list[fx.Node]:
     return early
 
 
-def _flat(name: str) -> str:
+def flat(name: str) -> str:
+    """A module's name as an attribute without dots."""
     flat = name.replace(".", "_")
     return f"_{flat}" if flat[:1].isdigit() else flat
 
 
-def _unique(name: str, taken: Iterable[str]) -> str:
+def unique(name: str, taken: Iterable[str]) -> str:
+    """``name``, with a number behind it where it is taken or means something to :class:`Optimized`."""
     taken, candidate, i = set(taken), name, 1
-    while candidate in taken:
+    while candidate in taken or candidate in RESERVED:
         i += 1
         candidate = f"{name}_{i}"
     return candidate

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 
 from effkern.inference.report import Report
+from effkern.ops._registry import checked_error, has_tangent
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -44,6 +46,7 @@ class Optimized(nn.Module):
         self._globals = {name: _pickled(value) for name, value in names.items()}
         self._signature: inspect.Signature | None = None
         self._plain_count = -1
+        self._calls_others = True  # code that is not known, which may want gradients inside
         self._report = Report()
         self.training = False  # not eval(): a dropout that was left in training mode stays so
         self.requires_grad_(False)
@@ -58,12 +61,17 @@ class Optimized(nn.Module):
         signature: inspect.Signature,
         fixed: Mapping[str, Any],
         title: str,
+        calls_others: bool,
     ) -> Optimized:
-        """Generated from a graph whose modules and tensors have names without dots."""
+        """Generated from a graph whose modules and tensors have names without dots.
+
+        ``calls_others``: whether code is called that is neither torch's nor effkern's.
+        """
         code = graph.python_code("self")
         source = _read_from_dicts(code.src, set(modules), set(tensors))
         result = cls(source, code.globals, modules, tensors, title)
         result._set_call(signature, fixed)
+        result._calls_others = calls_others
         return result
 
     @classmethod
@@ -92,11 +100,21 @@ class Optimized(nn.Module):
         """As the original's."""
         if self._signature is not None and (kwargs or len(args) != self._plain_count):
             args, kwargs = self._arguments(self._signature.bind(*args, **kwargs)), {}
-        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and _wants_gradient((args, kwargs))):
+        if torch.compiler.is_compiling():
             return self._run(self, *args, **kwargs)
-        # Without gradients the dispatcher need not visit autograd at every op: that is half of a call's overhead.
-        with torch._C._AutoDispatchBelowAutograd():
-            return self._run(self, *args, **kwargs)
+        if forward_ad._current_level >= 0 and has_tangent((args, kwargs)):
+            raise NotImplementedError("an optimized network does not support forward-mode differentiation")
+        try:
+            if self._calls_others or (torch.is_grad_enabled() and _wants_gradient((args, kwargs))):
+                return self._run(self, *args, **kwargs)
+            # Without gradients the dispatcher need not visit autograd at every op: that is half of a call's overhead.
+            with torch._C._AutoDispatchBelowAutograd():
+                return self._run(self, *args, **kwargs)
+        except RuntimeError as error:
+            refused = checked_error(error)
+            if refused is error:
+                raise
+            raise refused from None
 
     def _arguments(self, call: inspect.BoundArguments) -> tuple[Any, ...]:
         """Arguments of the generated function; checks the others."""
@@ -177,3 +195,7 @@ def _pickled(value: Any) -> Any:
 def _unpickled(value: tuple[str, Any]) -> Any:
     kind, content = value
     return importlib.import_module(content) if kind == "module" else content
+
+
+#: Names that modules and tensors of an optimized network cannot have.
+RESERVED = frozenset([*dir(Optimized("def forward(self): pass", {}, {}, {}, "")), "_swapped"])

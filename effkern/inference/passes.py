@@ -293,7 +293,8 @@ def _same_shape(shapes: dict[fx.Node, Any], term: fx.Node, other: fx.Node) -> bo
     if other in shapes and shapes[other] == shapes[term]:
         return True
     examples = term.meta.get("example"), other.meta.get("example")
-    return examples[0] is not None and examples[0] == examples[1]
+    # A map of one row or column says nothing about larger ones: the other term may be a gate.
+    return examples[0] is not None and examples[0] == examples[1] and 1 not in examples[0][0][2:]
 
 
 def fuse_activations(network: Network) -> None:

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
 from effkern.inference.network import FLOATS, ConvCall, Network
+from effkern.inference.tracing import is_frozen_norm
 from effkern.nn.rep_conv import RepConv2d
 from effkern.nn.repvgg_block import BranchBlock, ConvBN
 from effkern.reparam.deploy import read_block
@@ -165,13 +166,15 @@ def as_norm(network: Network, node: fx.Node) -> tuple[fx.Node, Conv] | None:
         NotReplaceable: for one that normalises with the batch's own statistics.
     """
     module = network.module(node)
-    if isinstance(module, _BatchNorm) or type(module).__name__ == "FrozenBatchNorm2d":
+    if module is not None and (isinstance(module, _BatchNorm) or is_frozen_norm(module)):
         if parametrize.is_parametrized(module):  # type: ignore[arg-type]
             raise NotReplaceable("its parameters are parametrized")
         fields: Any = module
         values = (fields.running_mean, fields.running_var, fields.weight, fields.bias, fields.eps)
         if fields.running_mean is None or fields.running_var is None:
             raise NotReplaceable("it has no running statistics (track_running_stats=False)")
+        if fields.running_mean.is_meta:
+            raise NotReplaceable("it is on device meta: it has no numbers")
         if module.training and isinstance(module, _BatchNorm):  # type: ignore[union-attr]
             raise NotReplaceable("it is in training mode")
         return _input(node), _norm(*values)

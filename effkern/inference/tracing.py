@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
+from effkern.inference.untouched import State, modes
 from effkern.nn import PQConv2d, PQEmbedding, PQLinear, SkipBlock, SkipStage, SwitchableBatchNorm2d
 from effkern.nn._packing import HoldsPack
 from effkern.nn.repvgg_block import BranchBlock, ConvBN
@@ -37,7 +38,13 @@ class CannotTrace(Exception):
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether somebody wants to see this module being called, or gradients passing it."""
-    return any(getattr(module, name, None) for name in _HOOKS)
+    return nn.modules.module._has_any_global_hook() or any(getattr(module, name, None) for name in _HOOKS)
+
+
+def is_frozen_norm(module: nn.Module) -> bool:
+    """A batch norm with buffers in place of parameters. Others of that name compute otherwise, or have no ``eps``."""
+    known = type(module).__module__.startswith(("torchvision.", "detectron2."))
+    return known and type(module).__name__ == "FrozenBatchNorm2d"
 
 
 def kept_whole(module: nn.Module) -> str | None:
@@ -94,6 +101,7 @@ class Tracer(fx.Tracer):
     def __init__(self, fixed: Mapping[str, Any], whole: Mapping[str, str]) -> None:
         super().__init__()
         self.fixed, self.opaque = fixed, dict(whole)
+        self._modes, self._refused = modes(), ""
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """See the base class."""
@@ -120,16 +128,20 @@ class Tracer(fx.Tracer):
             self.opaque[module_qualified_name] = reason
         if module_qualified_name in self.opaque:
             return True
-        frozen = type(m).__name__ == "FrozenBatchNorm2d"
-        return is_torch_layer(m) or frozen or isinstance(m, (*OWN_LAYERS, BranchBlock, ConvBN))
+        return is_torch_layer(m) or is_frozen_norm(m) or isinstance(m, (*OWN_LAYERS, BranchBlock, ConvBN))
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See the base class; what fails becomes a call of the module."""
         before = next(iter(reversed(self.graph.nodes)), None)
         stack = self.module_stack.copy()  # type: ignore[has-type]
+        state, refused = State(m, values=True), self._refused
         try:
-            return super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, args, kwargs)
+            self.check(state, refused)
+            return result
         except Exception as error:
+            state.restore()
+            self._refused = refused
             for node in list(reversed(self.graph.nodes)):
                 if node is before:
                     break
@@ -141,6 +153,36 @@ class Tracer(fx.Tracer):
             self.opaque[name] = f"cannot be traced: {_first_line(error)}"
             return self.create_proxy("call_module", name, args, kwargs)
 
+    def check(self, state: State, refused: str = "") -> None:
+        """Raise unless a forward that has run was nothing but calls, whatever it caught itself."""
+        if self._refused != refused:
+            raise CannotTrace(self._refused)
+        why = state.touched()
+        if why is not None:
+            raise CannotTrace(why)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """See the base class."""
+        if modes() != self._modes:
+            self._refused = "its forward switches autocast or the recording of gradients"
+            raise CannotTrace(self._refused)
+        return super().create_node(*args, **kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """See the base class, which refuses: a forward that expects errors may take that for one of its own."""
+        return self._refuse(super().to_bool, obj)
+
+    def iter(self, obj: fx.Proxy) -> Any:
+        """See :meth:`to_bool`."""
+        return self._refuse(super().iter, obj)
+
+    def _refuse(self, what: Callable[[fx.Proxy], Any], obj: fx.Proxy) -> Any:
+        try:
+            return what(obj)
+        except fx.proxy.TraceError as error:
+            self._refused = _first_line(error)
+            raise
+
     def create_arg(self, a: Any) -> Any:
         """See the base class, which would make a plain dict of every kind of dict."""
         if isinstance(a, dict) and type(a) is not dict and not isinstance(a, fx.Proxy):
@@ -150,6 +192,8 @@ class Tracer(fx.Tracer):
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, CannotTrace):
+        return str(error)
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
@@ -169,9 +213,12 @@ def trace(module: nn.Module, fixed: Mapping[str, Any], whole: Mapping[str, str])
     if reason is not None:
         raise CannotTrace(reason)
     tracer = Tracer(fixed, whole)
+    state = State(module, values=True)
     try:
         graph = tracer.trace(module)
+        tracer.check(state)
     except Exception as error:  # whatever forward does with a proxy that it does not expect
+        state.restore()
         raise CannotTrace(f"cannot be traced: {_first_line(error)}") from None
     return graph, tracer.opaque
 

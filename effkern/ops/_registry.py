@@ -49,9 +49,12 @@ def checked_error(error: RuntimeError) -> Exception:
     return _KINDS[match[1]](match[2].split("\nException raised from", 1)[0])
 
 
-def _has_tangent(value: Any) -> bool:
+def has_tangent(value: Any) -> bool:
+    """Whether a tensor in nested arguments carries a forward-mode derivative."""
+    if isinstance(value, dict):
+        return any(map(has_tangent, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_has_tangent, value))
+        return any(map(has_tangent, value))
     return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
@@ -106,7 +109,7 @@ class Op:
         """Call the operator; failed checks of native kernels become the Python exceptions they name."""
         if torch.compiler.is_compiling():
             return self._op(*args)
-        if forward_ad._current_level >= 0 and any(map(_has_tangent, args)):
+        if forward_ad._current_level >= 0 and any(map(has_tangent, args)):
             # The dispatcher would drop the tangents and call the derivative 0.
             raise NotImplementedError(f"{self.name}: forward-mode differentiation is not supported")
         try:
