@@ -8,11 +8,12 @@ algorithms keep for reductions of up to 8192 terms, plus one rounding of the res
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Unit roundoff: half the distance from 1 to the next number.
@@ -71,6 +72,37 @@ def direct_bound(magnitude: Tensor, exact: Tensor, dtype: torch.dtype) -> Tensor
         smallest = torch.finfo(dtype).tiny * UNIT[dtype]  # of a subnormal result
         bound = bound + UNIT[dtype] * (exact.abs() + bound) + smallest
     return bound
+
+
+def winograd_excess(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
+    algo: str,
+) -> Tensor | float:  # fmt: skip
+    """What to add to A = conv(|x|, |w|), for :func:`direct_bound`, where a Winograd form may be chosen.
+
+    A Winograd output depends on the whole of its tile, also where its own receptive field is zero. It errs by at most
+    12 u T for F(4,3) and 4 u T for F(2,3) and F(3,3), where T is the sum over channels of the largest ``|x|`` in the
+    input tile times the sum of ``|w|``. Returns, in units of the direct bound, by how much the largest of these
+    exceeds A; 0 for calls that are always direct. Not differentiable: gradients have their own A.
+    """
+    rows, columns = weight.shape[2:]
+    steps = tuple(stride)
+    if algo != "auto" or (rows, columns) != (3, 3) or tuple(dilation) != (1, 1) or steps not in ((1, 1), (2, 2)):
+        return 0.0
+    x, weight = x.detach().double().abs(), weight.detach().double().abs()
+    direct = F.conv2d(x, weight, None, steps, tuple(padding), 1, groups)
+    height, width = direct.shape[2:]
+    excess = torch.zeros_like(direct)
+    for tile, limit in ((4, 12.0), (2, 4.0)) if steps == (1, 1) else ((3, 4.0),):
+        step, side = tile * steps[0], (tile - 1) * steps[0] + 3
+        down, right = ((-(-size // tile) - 1) * step + side for size in (height, width))
+        top, left = padding
+        padded = F.pad(x, (left, max(right - left - x.size(3), 0), top, max(down - top - x.size(2), 0)))
+        largest = F.max_pool2d(padded[:, :, :down, :right], side, step)
+        size = F.conv2d(largest, weight.sum((2, 3), keepdim=True), groups=groups)
+        size = size.repeat_interleave(tile, 2)[:, :, :height].repeat_interleave(tile, 3)[:, :, :, :width]
+        excess = torch.maximum(excess, limit / DIRECT_LIMIT * size - direct)
+    return excess
 
 
 def assert_within(actual: Tensor, exact: Tensor, bound: Tensor, what: str = "") -> None:

@@ -33,10 +33,24 @@ std::string shape_text(const Tensor& tensor) {
   return text + "]";
 }
 
+// Whether the elements lie within the storage, which anyone may have resized since.
+static bool has_memory(const Tensor& tensor) {
+  if (tensor.numel() == 0) return true;
+  int64_t bytes = 0, end = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &end));
+  for (int64_t i = 0; i < tensor.dim(); ++i) {
+    int64_t last = 0;
+    if (__builtin_mul_overflow(tensor.size(i) - 1, tensor.stride(i), &last) || __builtin_add_overflow(end, last, &end))
+      return false;
+  }
+  return end < bytes / static_cast<int64_t>(tensor.element_size()) && tensor.const_data_ptr() != nullptr;
+}
+
 void check_cpu(const Tensor& tensor, Arg arg) {
   EFFKERN_CHECK_TYPE(tensor.is_cpu(), arg.op, ": ", arg.name, " must be on the CPU like the other arguments");
-  EFFKERN_CHECK_VALUE(tensor.numel() == 0 || tensor.const_data_ptr() != nullptr, arg.op, ": ", arg.name,
-                      " must have memory, got shape ", shape_text(tensor), " on a storage that was given back");
+  EFFKERN_CHECK_VALUE(has_memory(tensor), arg.op, ": ", arg.name, " must have memory, got shape ", shape_text(tensor),
+                      " on a storage that was given back");
 }
 
 DType float_dtype(const Tensor& tensor, Arg arg) {

@@ -35,7 +35,7 @@ std::string shape_text(const Tensor& tensor);
 // float32, bfloat16 or float16; TypeError otherwise.
 DType float_dtype(const Tensor& tensor, Arg arg);
 
-// TypeError unless the tensor is a CPU tensor, ValueError if its storage was resized to nothing (as sharding does).
+// TypeError unless the tensor is a CPU tensor, ValueError if its storage was resized to less (as sharding does).
 void check_cpu(const Tensor& tensor, Arg arg);
 
 // A 4-d CPU float tensor of any strides.

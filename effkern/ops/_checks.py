@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ def pair(value: int | Sequence[int], name: str) -> list[int]:
     """``3`` or ``(3, 5)`` as two ints, the form the operators take."""
     if isinstance(value, int | torch.SymInt):
         return [value, value]  # type: ignore[list-item]
+    if isinstance(value, str | torch.Tensor) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be an int or 2 ints, got {value!r}")
     values = list(value)
     if len(values) != 2:
         raise ValueError(f"{name} must be an int or 2 ints, got {tuple(values)}")

@@ -281,6 +281,19 @@ def test_the_operator_itself_refuses_bad_arguments(key):
 
 
 @pytest.mark.parametrize("key", KEYS)
+def test_memory_that_was_given_back_is_not_read(key):
+    sample = every_sample()[key]
+    for at in range(len(tensors(sample.args))):
+        args = map_tensors(lambda t: t.clone(), sample.args)
+        tensor = tensors(args)[at]
+        for left in (tensor.untyped_storage().nbytes() - tensor.element_size(), 0) if tensor.numel() else ():
+            tensor.untyped_storage().resize_(left)
+            with pytest.raises(REFUSALS):
+                direct(sample)(*args)
+                pytest.fail(f"{key}: read tensor {at}, {list(tensor.shape)}, past its {left} bytes")
+
+
+@pytest.mark.parametrize("key", KEYS)
 def test_outputs_own_their_memory(key):
     sample = every_sample()[key]
     before = map_tensors(lambda t: t.clone(), sample.args)

@@ -351,3 +351,9 @@ def test_autocast_casts_x_weight_and_residual():
             assert torch.equal(rep_conv2d(x, w, b, residual=r), got)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, rep_conv2d(x.bfloat16(), w.bfloat16(), b, residual=r.bfloat16()))
+
+
+@pytest.mark.parametrize("value", [1.5, None, "same", torch.tensor(1)], ids=str)
+def test_a_geometry_of_another_type_is_named(value):
+    with pytest.raises(TypeError, match="stride must be an int or 2 ints"):
+        rep_conv2d(torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1), stride=value)

@@ -11,7 +11,7 @@ from torch import Tensor
 from effkern.ops._pack import _pack_op
 from effkern.ops.rep_conv import _op, _packed_op, chain, reference
 from effkern.ops.rep_conv.chain import ConvStep
-from effkern.testing import Sample, map_tensors
+from effkern.testing import Sample, map_tensors, winograd_excess
 
 _PACKED_DIFFERENTLY = ("pointwise", "3x3", "two_groups", "depthwise", "depthwise_times_2", "no_outputs")
 
@@ -20,7 +20,10 @@ def magnitude(*args: Any) -> Tensor:
     """The reference over absolute values without its activation, in fp64: A of the error bound."""
     positive = list(map_tensors(lambda t: t.double().abs(), args))
     positive[7] = "none"
-    return reference.rep_conv2d(*positive)
+    x, weight, _, stride, padding, dilation, groups = args[:7]
+    algo = args[9] if len(args) > 9 else "auto"
+    excess = winograd_excess(x, weight, stride, padding, dilation, groups, algo) if weight.size(0) else 0.0
+    return reference.rep_conv2d(*positive) + excess
 
 
 def packed_magnitude(*args: Any) -> Tensor:
@@ -55,7 +58,8 @@ def chain_magnitude(x: Tensor, others: list[Tensor], handles: list[Tensor], step
         geometry = (s.stride, s.padding, s.dilation, s.groups, "none")
         residual = None if s.residual < 0 else values[s.residual]
         offset = None if bias is None else bias.double().abs()
-        values.append(reference.rep_conv2d(values[s.x], weight.double().abs(), offset, *geometry, residual))
+        excess = winograd_excess(values[s.x], weight, *geometry[:4], "auto")
+        values.append(reference.rep_conv2d(values[s.x], weight.double().abs(), offset, *geometry, residual) + excess)
     return values[1 + outputs[0]] * len(values)
 
 

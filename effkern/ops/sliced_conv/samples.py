@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
+from effkern.ops._slices import slice_weight
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
 from effkern.ops.sliced_conv.dw_pw import _dw_pw, _dw_pw_packed
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
 from effkern.ops.sliced_conv.ragged import _ragged
-from effkern.testing import UNIT, Sample, map_tensors
+from effkern.testing import UNIT, Sample, map_tensors, winograd_excess
 
 
 def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -27,6 +28,33 @@ def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return function(*positive)
 
     return magnitude
+
+
+def _excess(x: Tensor, weight: Tensor, c_out: int, options: Sequence[Any], scale: Tensor | None) -> Tensor | float:
+    """What Winograd adds to A of one call; ``options`` are stride, padding, dilation, groups, group_mode and algo."""
+    stride, padding, dilation, groups, mode, algo = options
+    part, running = slice_weight(weight, x.size(1), c_out, groups, mode)
+    if part.numel() == 0 or x.size(0) == 0:
+        return 0.0
+    factor = 1.0 if scale is None else scale[:c_out].detach().double().abs().view(1, -1, 1, 1)
+    return winograd_excess(x, part, stride, padding, dilation, running, algo) * factor
+
+
+def conv_magnitude(*args: Any) -> Tensor:
+    """A of the error bound of the uniform convolution."""
+    x, weight, _, c_out, *options, scale, _, _, algo = args
+    return magnitude_of(reference.sliced_conv2d)(*args) + _excess(x, weight, c_out, [*options, algo], scale)
+
+
+def ragged_magnitude(*args: Any) -> Tensor:
+    """A of the error bound of the ragged convolution, sample by sample."""
+    x, weight, _, c_in, c_out, _most, *options, scales, _, width_idx, _, algo = args
+    size = magnitude_of(reference.sliced_conv2d_ragged)(*args)
+    excess = torch.zeros_like(size)
+    for n, (ci, co) in enumerate(zip(c_in.tolist(), c_out.tolist(), strict=True)):
+        scale = None if scales is None else scales[0 if width_idx is None else int(width_idx[n])]
+        excess[n : n + 1, :co] += _excess(x[n : n + 1, :ci], weight, co, [*options, algo], scale)
+    return size + excess
 
 
 def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
@@ -77,7 +105,7 @@ def _uniform(dtype: torch.dtype) -> Iterator[Sample]:
         shift = torch.randn(outs, generator=random) if epilogue else None
         args = (x, weight, bias, c_out, [stride] * 2, [pad] * 2, [dil] * 2, groups, mode, scale, shift, act, "auto")
         grads = ("x", "weight", "bias", *(("scale", "shift") if epilogue else ()))
-        return Sample(name, _sliced_conv2d, reference.sliced_conv2d, args, magnitude_of(reference.sliced_conv2d), grads)
+        return Sample(name, _sliced_conv2d, reference.sliced_conv2d, args, conv_magnitude, grads)
 
     yield sample("pointwise", normal(3, 20, 7, 5), normal(40, 32, 1, 1), 33)
     yield sample("3x3", normal(2, 16, 9, 9), normal(32, 16, 3, 3), 32, pad=1, act="relu")
@@ -115,8 +143,7 @@ def _ragged_samples(dtype: torch.dtype) -> Iterator[Sample]:
         grads = ("x", "weight", "bias", *(() if rows is None else ("scale_table", "shift_table")))
         if x.size(0) == 0:
             grads = ()  # autograd of the reference has no path through no samples
-        magnitude = magnitude_of(reference.sliced_conv2d_ragged)
-        return Sample(name, _ragged, reference.sliced_conv2d_ragged, args, magnitude, grads)
+        return Sample(name, _ragged, reference.sliced_conv2d_ragged, args, ragged_magnitude, grads)
 
     widths = ([5, 16, 5, 9], [12, 32, 12, 17])
     yield sample("ragged_3x3", normal(4, 16, 7, 8), normal(32, 16, 3, 3), *widths, 32, pad=1, act="relu")
