@@ -25,8 +25,9 @@ bool is_small(const Problem& p) {
 }
 
 const WinogradForm* winograd_form(const Problem& p) {
-  static constexpr WinogradForm kForms[] = {
-      {Algo::Winograd43, 1, 4, 6, 130, 110}, {Algo::Winograd23, 1, 2, 4, 50, 50}, {Algo::Winograd33, 2, 3, 7, 150, 80}};
+  static constexpr WinogradForm kForms[] = {{Algo::Winograd43, 1, 4, 6, {0, 4, 4, 5}, 130, 110},
+                                            {Algo::Winograd23, 1, 2, 4, {0, 4}, 50, 50},
+                                            {Algo::Winograd33, 2, 3, 7, {0, 7, 7}, 150, 80}};
   if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.dil[0] != 1 || p.dil[1] != 1 ||
       p.stride[0] != p.stride[1] || p.groups == 0 || p.c_in == 0)
     return nullptr;
@@ -39,8 +40,9 @@ const WinogradForm* winograd_form(const Problem& p) {
   for (const WinogradForm& form : kForms) {
     if (form.stride != p.stride[0] || (p.algo != Algo::Auto && p.algo != form.algo)) continue;
     const double tiles = static_cast<double>(ceil_div(p.y.h, form.tile)) * ceil_div(p.y.w, form.tile);
-    const double cycles = tiles * form.side * form.side * pairs / 0.9 +
-                          tiles * (p.groups * panels_of(in) + panels) * form.input_output + pairs * form.weight;
+    const double values = static_cast<double>(line_values(form, p.y.h)) * line_values(form, p.y.w);
+    const double cycles =
+        values * pairs / 0.9 + tiles * (p.groups * panels_of(in) + panels) * form.input_output + pairs * form.weight;
     if (cycles >= best) continue;
     best = cycles;
     chosen = &form;

@@ -10,6 +10,7 @@ namespace effkern::conv {
 struct WinogradForm {
   Algo algo;
   int64_t stride, tile, side;
+  int64_t last[4];  // side of the input tile, in values, that does the last 1, 2 or 3 outputs of a line
   // About the cycles of a core that does 16 multiply-adds a cycle for transforming 16 channels of a tile, and 16
   // weights.
   int64_t input_output, weight;
@@ -30,6 +31,11 @@ struct Plan {
   int64_t in_rows;           // input rows that an item's rows need at most
   int64_t pixels;            // output pixels per item at most
 };
+
+// Values of a line of outputs: what is multiplied for it, per pair of channels.
+inline int64_t line_values(const WinogradForm& form, int64_t outputs) {
+  return outputs / form.tile * form.side + form.last[outputs % form.tile];
+}
 
 // The form the problem is done in, null for indirect GEMM. Looks at one sample only, so that a sample's bits do not
 // depend on the batch.

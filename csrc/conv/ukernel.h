@@ -33,19 +33,34 @@ struct InputTile {
   int64_t y0, y1, x0, x1;
 };
 
-// The transforms of F(m x m, 3 x 3); values (i, j) of a tile are numbered i * side + j.
+// What a side of a map is cut into: tiles of F's `out` outputs, and for F(4,3) a shorter one at the end, which needs
+// only some of a whole tile's values.
+struct WinogradPiece {
+  int out, side;  // outputs and inputs of the tile's side
+  bool has[8];    // the values of a whole tile's side that it has
+};
+constexpr int kPieces = 3;  // whole tiles, 1 or 2 outputs left over, 3 left over
+
+// The transforms of F(m x m, 3 x 3); values (i, j) of a tile are numbered i * side + j, also in a shorter tile.
 struct WinogradKernels {
-  int out, side;               // of a tile: outputs and inputs
+  int out, side;               // of a whole tile: outputs and inputs
   int weight_side, pairs;      // rows of transformed weights, which are made two at a time
   const int (*weight_row)[2];  // the rows of each pair; weight_side stands for none
   const int* weight_of;        // value (i, j) is multiplied with transformed weight (weight_of[i], weight_of[j])
-  // v[value * plane + channel] for one tile and all channels.
-  void (*input)(const InputTile& tile, int64_t channels, float* v, int64_t plane);
+  WinogradPiece piece[kPieces];
+  // The piece that does `left` outputs at the end of a side; 0 where the form has no shorter tiles and cuts a whole
+  // one.
+  int piece_of(int64_t left) const {
+    const int shorter = left == 0 || left >= out ? 0 : left <= 2 ? 1 : 2;
+    return piece[shorter].out < out ? shorter : 0;
+  }
   // Rows weight_row[pair] of the weight transforms of a panel [tap][channel][16]: (weight_row[pair][r], j) of a channel
   // lies at u[(r * weight_side + j) * plane + channel * 16 + (0..16)].
   void (*weight)(int64_t pair, const float* panel, int64_t tap_stride, int64_t channels, float* u, int64_t plane);
-  // c[(i * m + j) * 16 + (0..16)] from the products m[value * plane + (0..16)].
-  void (*output)(const float* m, int64_t plane, float* c);
+  // By the pieces down and across. v[value * plane + channel] for one tile and all channels:
+  void (*input[kPieces][kPieces])(const InputTile& tile, int64_t channels, float* v, int64_t plane);
+  // c[(i * piece[across].out + j) * 16 + (0..16)] from the products m[value * plane + (0..16)].
+  void (*output[kPieces][kPieces])(const float* m, int64_t plane, float* c);
 };
 
 struct Kernels {

@@ -10,8 +10,8 @@ namespace effkern::conv::avx2 {
 #include "ukernel_impl.h"
 #include "winograd_impl.h"
 
-const Kernels table = {6, tile<8, 6>, store<8>, WINOGRAD(8, F23), WINOGRAD(8, F33), WINOGRAD(8, F43)};
-const Kernels table16 = {12, tile<16, 12>, store<16>, WINOGRAD(16, F23), WINOGRAD(16, F33), WINOGRAD(16, F43)};
+const Kernels table = {6, tile<8, 6>, store<8>, winograd<8, F23>(), winograd<8, F33>(), winograd43<8>()};
+const Kernels table16 = {12, tile<16, 12>, store<16>, winograd<16, F23>(), winograd<16, F33>(), winograd43<16>()};
 
 }  // namespace effkern::conv::avx2
 

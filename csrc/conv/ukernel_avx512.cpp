@@ -10,7 +10,7 @@ namespace effkern::conv::avx512 {
 #include "ukernel_impl.h"
 #include "winograd_impl.h"
 
-const Kernels table = {12, tile<16, 12>, store<16>, WINOGRAD(16, F23), WINOGRAD(16, F33), WINOGRAD(16, F43)};
+const Kernels table = {12, tile<16, 12>, store<16>, winograd<16, F23>(), winograd<16, F33>(), winograd43<16>()};
 
 }  // namespace effkern::conv::avx512
 

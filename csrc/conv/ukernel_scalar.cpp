@@ -8,6 +8,6 @@ namespace effkern::conv::scalar {
 #include "ukernel_impl.h"
 #include "winograd_impl.h"
 
-const Kernels table = {6, tile<4, 6>, store<4>, WINOGRAD(4, F23), WINOGRAD(4, F33), WINOGRAD(4, F43)};
+const Kernels table = {6, tile<4, 6>, store<4>, winograd<4, F23>(), winograd<4, F33>(), winograd43<4>()};
 
 }  // namespace effkern::conv::scalar

@@ -63,6 +63,7 @@ class Worker {
   void take(const Item& item) {
     item_ = item;
     if (plan_.staged) stage(p_, plan_, item_, staged_);
+    number_tiles();
     transform_input();
   }
 
@@ -80,9 +81,8 @@ class Worker {
           for (int64_t j = 0; j < size_.side; ++j) {
             const int64_t value = i * size_.side + j, offset = value * size_.v_plane + panel.group * in_group + k;
             const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * kUPlane;
-            for (int64_t t = 0; t < count_; t += k_.rows)
-              k_.tile(std::min(k_.rows, count_ - t), rows_ + t, offset, 1, depth, b, 0, k > 0,
-                      m_ + value * size_.m_plane + t * kPanel);
+            const Range& tiles = range_[wino_.piece[down_].has[i]][wino_.piece[across_].has[j]];
+            multiply(tiles, offset, depth, b, k > 0, m_ + value * size_.m_plane);
           }
         }
       }
@@ -90,37 +90,83 @@ class Worker {
   }
 
  private:
+  // Tiles are numbered in four zones, so that those which have a value are side by side: whole tiles down and the
+  // shorter ones across, whole tiles, shorter down and whole across, shorter both ways.
+  enum Zone { kRight, kWhole, kBottom, kCorner, kZones };
+
+  // Tiles [begin, end) have a value; `step` of them are multiplied at a time.
+  struct Range {
+    int64_t begin, end, step;
+  };
+
+  void multiply(const Range& tiles, int64_t offset, int64_t depth, const float* b, bool more, float* m) {
+    for (int64_t t = tiles.begin; t < tiles.end; t += tiles.step)
+      k_.tile(std::min(tiles.step, tiles.end - t), rows_ + t, offset, 1, depth, b, 0, more, m + t * kPanel);
+  }
+
+  // Calls body(oy, ox, piece down, piece across, number) for every tile of the next sample of the item; `next` holds
+  // the next number of each zone.
+  template <class Body>
+  void each_tile(int64_t (&next)[kZones], Body body) const {
+    const int64_t m = wino_.out, end = item_.row + item_.rows;
+    for (int64_t oy = item_.row; oy < end; oy += m) {
+      const int down = end - oy < m ? down_ : 0;
+      for (int64_t ox = 0; ox < p_.y.w; ox += m) {
+        const int across = p_.y.w - ox < m ? across_ : 0;
+        const Zone zone = down != 0 ? (across != 0 ? kCorner : kBottom) : (across != 0 ? kRight : kWhole);
+        body(oy, ox, down, across, next[zone]++);
+      }
+    }
+  }
+
+  void number_tiles() {
+    const int64_t m = wino_.out;
+    down_ = wino_.piece_of(item_.rows % m);
+    across_ = wino_.piece_of(p_.y.w % m);
+    const int64_t below = down_ != 0, beside = across_ != 0;
+    const int64_t lines = (item_.rows + m - 1) / m - below, columns = (p_.y.w + m - 1) / m - beside;
+    const int64_t tiles[kZones] = {lines * beside, lines * columns, below * columns, below * beside};
+    zone_[0] = 0;
+    for (int z = 0; z < kZones; ++z) zone_[z + 1] = zone_[z] + item_.samples * tiles[z];
+    for (const bool down : {false, true})
+      for (const bool across : {false, true}) {
+        Range& r = range_[down][across];
+        r.begin = across ? 0 : zone_[kWhole];
+        r.end = zone_[!down ? kBottom : !across ? kCorner : kZones];
+        // Even shares: a few rows alone wait for the latency of their additions.
+        const int64_t count = r.end - r.begin, shares = std::max<int64_t>((count + k_.rows - 1) / k_.rows, 1);
+        r.step = (count + shares - 1) / shares;
+      }
+  }
+
   void transform_input() {
-    const int64_t m = plan_.form->tile;
     // Inputs that no output needs (stride 2 may leave a row and a column) are zeros to every plan.
     const int64_t h = std::min(p_.x.h, (p_.y.h - 1) * p_.stride[0] + 3 - p_.pad[0]);
     const int64_t w = std::min(p_.x.w, (p_.y.w - 1) * p_.stride[1] + 3 - p_.pad[1]);
-    float* v = v_;
+    int64_t next[kZones] = {zone_[0], zone_[1], zone_[2], zone_[3]};
     for (int64_t s = 0; s < item_.samples; ++s) {
       const Image image = image_of(p_, plan_, item_, s, staged_);
-      for (int64_t oy = item_.row; oy < item_.row + item_.rows; oy += m)
-        for (int64_t ox = 0; ox < p_.y.w; ox += m, v += size_.v_pitch) {
-          const int64_t iy = oy * p_.stride[0] - p_.pad[0], ix = ox * p_.stride[1] - p_.pad[1];
-          InputTile tile;
-          tile.x = image.data + (iy - image.top) * image.row_pitch + ix * image.pixel_pitch;
-          tile.row_pitch = image.row_pitch;
-          tile.pixel_pitch = image.pixel_pitch;
-          tile.y0 = std::clamp<int64_t>(-iy, 0, size_.side);
-          tile.y1 = std::clamp<int64_t>(h - iy, tile.y0, size_.side);
-          tile.x0 = std::clamp<int64_t>(-ix, 0, size_.side);
-          tile.x1 = std::clamp<int64_t>(w - ix, tile.x0, size_.side);
-          wino_.input(tile, p_.c_in, v, size_.v_plane);
-        }
+      each_tile(next, [&](int64_t oy, int64_t ox, int down, int across, int64_t number) {
+        const int64_t iy = oy * p_.stride[0] - p_.pad[0], ix = ox * p_.stride[1] - p_.pad[1];
+        const int64_t rows = wino_.piece[down].side, columns = wino_.piece[across].side;
+        InputTile tile;
+        tile.x = image.data + (iy - image.top) * image.row_pitch + ix * image.pixel_pitch;
+        tile.row_pitch = image.row_pitch;
+        tile.pixel_pitch = image.pixel_pitch;
+        tile.y0 = std::clamp<int64_t>(-iy, 0, rows);
+        tile.y1 = std::clamp<int64_t>(h - iy, tile.y0, rows);
+        tile.x0 = std::clamp<int64_t>(-ix, 0, columns);
+        tile.x1 = std::clamp<int64_t>(w - ix, tile.x0, columns);
+        wino_.input[down][across](tile, p_.c_in, v_ + number * size_.v_pitch, size_.v_plane);
+      });
     }
-    count_ = (v - v_) / size_.v_pitch;
   }
 
   void finish(int64_t channel, int64_t cols) {
     const Epilogue& e = p_.epilogue;
-    const int64_t m = plan_.form->tile;
     alignas(64) float c[kMaxStore * kPanel];
     Store s = store_of(p_, cols);
-    const float* from = m_;
+    int64_t next[kZones] = {zone_[0], zone_[1], zone_[2], zone_[3]};
     for (int64_t sample = 0; sample < item_.samples; ++sample) {
       const int64_t i = item_.first + sample;
       const int64_t table = e.table_row != nullptr ? e.table_row[x_row(p_, i)] * e.table_stride : 0;
@@ -128,21 +174,21 @@ class Worker {
       s.shift[0] = e.shift != nullptr ? e.shift + table + channel : nullptr;
       const int64_t y0 = y_row(p_, i) * p_.y.sn + channel * p_.y.sc;
       const int64_t r0 = s.has_residual ? residual_row(p_, i) * e.residual->sn + channel * e.residual->sc : 0;
-      for (int64_t oy = item_.row; oy < item_.row + item_.rows; oy += m)
-        for (int64_t ox = 0; ox < p_.y.w; ox += m, from += kPanel) {
-          wino_.output(from, size_.m_plane, c);
-          const int64_t h = std::min(m, p_.y.h - oy), w = std::min(m, p_.y.w - ox);
-          if (w < m)  // close the gaps of a cut tile
-            for (int64_t dy = 1; dy < h; ++dy) std::memmove(c + dy * w * kPanel, c + dy * m * kPanel, w * kPanel * 4);
-          s.rows = 0;
-          for (int64_t dy = 0; dy < h; ++dy)
-            for (int64_t dx = 0; dx < w; ++dx, ++s.rows) {
-              s.y[s.rows] = const_cast<char*>(at(p_.y, y0 + (oy + dy) * p_.y.sh + (ox + dx) * p_.y.sw));
-              if (s.has_residual)
-                s.residual[s.rows] = at(*e.residual, r0 + (oy + dy) * e.residual->sh + (ox + dx) * e.residual->sw);
-            }
-          k_.store(s, c);
-        }
+      each_tile(next, [&](int64_t oy, int64_t ox, int down, int across, int64_t number) {
+        wino_.output[down][across](m_ + number * kPanel, size_.m_plane, c);
+        const int64_t out = wino_.piece[across].out;
+        const int64_t h = std::min<int64_t>(wino_.piece[down].out, p_.y.h - oy), w = std::min(out, p_.y.w - ox);
+        if (w < out)  // close the gaps of a cut tile
+          for (int64_t dy = 1; dy < h; ++dy) std::memmove(c + dy * w * kPanel, c + dy * out * kPanel, w * kPanel * 4);
+        s.rows = 0;
+        for (int64_t dy = 0; dy < h; ++dy)
+          for (int64_t dx = 0; dx < w; ++dx, ++s.rows) {
+            s.y[s.rows] = const_cast<char*>(at(p_.y, y0 + (oy + dy) * p_.y.sh + (ox + dx) * p_.y.sw));
+            if (s.has_residual)
+              s.residual[s.rows] = at(*e.residual, r0 + (oy + dy) * e.residual->sh + (ox + dx) * e.residual->sw);
+          }
+        k_.store(s, c);
+      });
     }
   }
 
@@ -152,7 +198,9 @@ class Worker {
   const WinogradKernels& wino_;
   const Sizes size_;
   Item item_{};
-  int64_t count_ = 0;
+  int down_ = 0, across_ = 0;      // pieces at the end of the item's sides
+  Range range_[2][2] = {};         // of the values that the shorter tiles down and across have or lack
+  int64_t zone_[kZones + 1] = {};  // number of the first tile of each zone
   float *v_, *u_, *m_, *panel_, *staged_;
   const float** rows_;
 };

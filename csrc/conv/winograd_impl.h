@@ -6,13 +6,18 @@
 // Networks" (2016), section 4. Stride 2 splits a line into its even and odd pixels, of which the even ones meet two
 // taps and the odd ones one: 3 outputs take F(3,2) on the former and 3 products on the latter, 7 values instead of 9.
 //
+// A map whose side is no multiple of 4 ends in F(2,3) or F(3,3) on some of F(4,3)'s points: the same rows of G, so that
+// no other weights are needed, 4 or 5 values a side instead of 6, and B^T scaled to fit (2 or 3 outputs of 0, +-1/q,
+// [q,] infinity). 14 = 4 + 4 + 4 + 2 takes 22^2 products instead of 24^2, 7 = 4 + 3 11^2 instead of 12^2.
+//
 // Each F has: kOut outputs and kSide inputs of a tile's side; kRow, the rows of B^T, two at a time because two share
-// their inputs; kWeightSide rows of G, in pairs kWeightRow. A row that does not exist is numbered past the end.
+// their inputs, as numbers below kGrid, the rows of a whole tile; kWeightSide rows of G, in pairs kWeightRow. A row
+// that does not exist is numbered past the end.
 
 template <int kLanes>
 struct F43 {
   using Vec = typename Lanes<kLanes>::Vec;
-  static constexpr int kOut = 4, kSide = 6, kWeightSide = 6;
+  static constexpr int kOut = 4, kSide = 6, kGrid = 6, kWeightSide = 6;
   static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
   static constexpr int kWeightOf[6] = {0, 1, 2, 3, 4, 5};  // the row of G that a row of B^T is multiplied with
@@ -62,10 +67,66 @@ struct F43 {
   }
 };
 
+// F(2,3) on the points 0, +-1/q, infinity of F(4,3).
+template <int kLanes>
+struct F43Two {
+  using Vec = typename Lanes<kLanes>::Vec;
+  static constexpr int kOut = 2, kSide = 4, kGrid = 6;
+  static constexpr int kPairs = 2, kRow[2][2] = {{1, 2}, {0, 5}};
+  static constexpr float kQ = F43<kLanes>::kQ;
+
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      const Vec a = -1.5f * d[2], b = (0.75f * kQ) * d[1];
+      out[0] = a - b;
+      out[1] = a + b;
+    } else {
+      out[0] = d[0] - 2.0f * d[2];
+      out[1] = d[3] - 0.5f * d[1];
+    }
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    y[0] = m[0] + m[step] + m[2 * step];
+    y[1] = (0.5f * kQ) * (m[step] - m[2 * step]) + m[5 * step];
+  }
+};
+
+// F(3,3) on the points 0, +-1/q, q, infinity of F(4,3).
+template <int kLanes>
+struct F43Three {
+  using Vec = typename Lanes<kLanes>::Vec;
+  static constexpr int kOut = 3, kSide = 5, kGrid = 6;
+  static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {0, 5}, {3, 6}};
+  static constexpr float kQ = F43<kLanes>::kQ;
+
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      out[0] = (1.5f * kQ) * (d[3] - d[1]) - 1.5f * d[2];
+      out[1] = (0.5f * kQ) * (d[3] + d[1]) - 1.5f * d[2];
+    } else if constexpr (pair == 1) {
+      const Vec a = kQ * (d[3] - 0.5f * d[1]);
+      out[0] = d[0] - 2.0f * d[2] + a;
+      out[1] = d[4] - 0.5f * d[2] - a;
+    } else {
+      out[0] = out[1] = (2.0f * kQ) * (d[3] - 0.5f * d[1]);
+    }
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    const Vec s = m[step] + m[2 * step], t = m[step] - m[2 * step];
+    y[0] = m[0] + s + m[3 * step];
+    y[1] = kQ * (0.5f * t + m[3 * step]);
+    y[2] = 0.5f * s + 2.0f * m[3 * step] + m[5 * step];
+  }
+};
+
 template <int kLanes>
 struct F23 {
   using Vec = typename Lanes<kLanes>::Vec;
-  static constexpr int kOut = 2, kSide = 4, kWeightSide = 4;
+  static constexpr int kOut = 2, kSide = 4, kGrid = 4, kWeightSide = 4;
   static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {1, 2}};
   static constexpr int kWeightPairs = 2, kWeightRow[2][2] = {{0, 3}, {1, 2}};
   static constexpr int kWeightOf[4] = {0, 1, 2, 3};
@@ -103,7 +164,7 @@ struct F23 {
 template <int kLanes>
 struct F33 {
   using Vec = typename Lanes<kLanes>::Vec;
-  static constexpr int kOut = 3, kSide = 7, kWeightSide = 5;
+  static constexpr int kOut = 3, kSide = 7, kGrid = 7, kWeightSide = 5;
   static constexpr int kPairs = 4, kRow[4][2] = {{0, 3}, {1, 2}, {4, 5}, {6, 7}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{0, 3}, {1, 2}, {4, 5}};
   static constexpr int kWeightOf[7] = {0, 1, 2, 3, 4, 4, 4};
@@ -145,50 +206,48 @@ struct F33 {
   }
 };
 
-// Rows kRow[pair] of B^T d B for kLanes channels of one tile; the pixels (i, j) lie at x[i * row + j * pixel].
-template <int kLanes, template <int> class F, int pair = 0>
+// Rows H::kRow[pair] of B^T d B for kLanes channels of one tile, with H's rows down and W's across; the pixels (i, j)
+// lie at x[i * row + j * pixel].
+template <int kLanes, class H, class W, int pair = 0>
 inline void wino_input_lanes(const float* x, int64_t row, int64_t pixel, float* v, int64_t plane) {
   using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
-  using T = F<kLanes>;
-  constexpr int kSide = T::kSide;
-  if constexpr (pair < T::kPairs) {
-    Vec t[2][kSide];
+  if constexpr (pair < H::kPairs) {
+    Vec t[2][W::kSide];
 #pragma GCC unroll 8
-    for (int j = 0; j < kSide; ++j) {
-      Vec d[kSide], out[2];
+    for (int j = 0; j < W::kSide; ++j) {
+      Vec d[H::kSide], out[2];
 #pragma GCC unroll 8
-      for (int i = 0; i < kSide; ++i) d[i] = S::load(x + i * row + j * pixel);
-      T::template input<pair>(d, out);
+      for (int i = 0; i < H::kSide; ++i) d[i] = S::load(x + i * row + j * pixel);
+      H::template input<pair>(d, out);
       t[0][j] = out[0];
       t[1][j] = out[1];
     }
 #pragma GCC unroll 2
     for (int r = 0; r < 2; ++r) {
-      if (T::kRow[pair][r] == kSide) break;
-      float* to = v + T::kRow[pair][r] * kSide * plane;
+      if (H::kRow[pair][r] >= H::kGrid) break;
+      float* to = v + H::kRow[pair][r] * W::kGrid * plane;
       Vec out[8];
-      T::template input<0>(t[r], out);
-      T::template input<1>(t[r], out + 2);
-      if constexpr (T::kPairs > 2) T::template input<2>(t[r], out + 4);
-      if constexpr (T::kPairs > 3) T::template input<3>(t[r], out + 6);
+      W::template input<0>(t[r], out);
+      W::template input<1>(t[r], out + 2);
+      if constexpr (W::kPairs > 2) W::template input<2>(t[r], out + 4);
+      if constexpr (W::kPairs > 3) W::template input<3>(t[r], out + 6);
 #pragma GCC unroll 8
-      for (int j = 0; j < kSide; ++j) S::save(to + T::kRow[j / 2][j % 2] * plane, out[j]);
+      for (int j = 0; j < W::kSide; ++j) S::save(to + W::kRow[j / 2][j % 2] * plane, out[j]);
     }
-    wino_input_lanes<kLanes, F, pair + 1>(x, row, pixel, v, plane);
+    wino_input_lanes<kLanes, H, W, pair + 1>(x, row, pixel, v, plane);
   }
 }
 
 // A tile over the border of the image, or the last few channels: through a padded copy, so that nothing outside is
 // read.
-template <int kLanes, template <int> class F>
+template <int kLanes, class H, class W>
 void wino_input_padded(const InputTile& t, int64_t c, int64_t channels, float* v, int64_t plane) {
   using S = Lanes<kLanes>;
-  constexpr int kSide = F<kLanes>::kSide;
-  alignas(64) float copy[kSide * kSide * kLanes], result[kSide * kSide * kLanes];
-  for (int i = 0; i < kSide; ++i)
-    for (int j = 0; j < kSide; ++j) {
-      float* to = copy + (i * kSide + j) * kLanes;
+  alignas(64) float copy[H::kSide * W::kSide * kLanes], result[H::kGrid * W::kGrid * kLanes];
+  for (int i = 0; i < H::kSide; ++i)
+    for (int j = 0; j < W::kSide; ++j) {
+      float* to = copy + (i * W::kSide + j) * kLanes;
       const float* from = t.x + i * t.row_pitch + j * t.pixel_pitch + c;
       if (i < t.y0 || i >= t.y1 || j < t.x0 || j >= t.x1) {
         S::save(to, typename S::Vec{});
@@ -198,23 +257,25 @@ void wino_input_padded(const InputTile& t, int64_t c, int64_t channels, float* v
         for (int64_t l = 0; l < kLanes; ++l) to[l] = l < channels ? from[l] : 0.0f;
       }
     }
-  if (channels == kLanes) return wino_input_lanes<kLanes, F>(copy, kSide * kLanes, kLanes, v + c, plane);
-  wino_input_lanes<kLanes, F>(copy, kSide * kLanes, kLanes, result, kLanes);
-  for (int k = 0; k < kSide * kSide; ++k)
-    for (int64_t l = 0; l < channels; ++l) v[k * plane + c + l] = result[k * kLanes + l];
+  if (channels == kLanes) return wino_input_lanes<kLanes, H, W>(copy, W::kSide * kLanes, kLanes, v + c, plane);
+  wino_input_lanes<kLanes, H, W>(copy, W::kSide * kLanes, kLanes, result, kLanes);
+  for (int i = 0; i < H::kSide; ++i)
+    for (int j = 0; j < W::kSide; ++j) {
+      const int value = H::kRow[i / 2][i % 2] * W::kGrid + W::kRow[j / 2][j % 2];
+      for (int64_t l = 0; l < channels; ++l) v[value * plane + c + l] = result[value * kLanes + l];
+    }
 }
 
-// One tile of the input, all channels: v[(i * side + j) * plane + channel] = (B^T d B)[i][j].
-template <int kLanes, template <int> class F>
+// One tile of the input, all channels: v[(i * grid + j) * plane + channel] = (B^T d B)[i][j].
+template <int kLanes, class H, class W>
 void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
-  constexpr int kSide = F<kLanes>::kSide;
-  const bool inside = t.y0 == 0 && t.x0 == 0 && t.y1 == kSide && t.x1 == kSide;
+  const bool inside = t.y0 == 0 && t.x0 == 0 && t.y1 == H::kSide && t.x1 == W::kSide;
   int64_t c = 0;
   if (inside)
     for (; c + kLanes <= channels; c += kLanes)
-      wino_input_lanes<kLanes, F>(t.x + c, t.row_pitch, t.pixel_pitch, v + c, plane);
+      wino_input_lanes<kLanes, H, W>(t.x + c, t.row_pitch, t.pixel_pitch, v + c, plane);
   for (; c < channels; c += kLanes)
-    wino_input_padded<kLanes, F>(t, c, channels - c < kLanes ? channels - c : kLanes, v, plane);
+    wino_input_padded<kLanes, H, W>(t, c, channels - c < kLanes ? channels - c : kLanes, v, plane);
 }
 
 // Rows kWeightRow[pair] of the transformed weights of one panel: u[(r * weight_side + j) * plane + k * 16 + lane] =
@@ -256,31 +317,75 @@ void wino_weight(int64_t pair, const float* g, int64_t tap_stride, int64_t chann
   if constexpr (F<kLanes>::kWeightPairs == 3) wino_weight_pair<kLanes, F, 2>(g, tap_stride, channels, u, plane);
 }
 
-// One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j].
-template <int kLanes, template <int> class F>
+// One tile of one panel: c[(i * out + j) * 16 + lane] = (A^T m A)[i][j], out being that of W. Values that the tile does
+// not have are loaded by nothing: the compiler drops what no output needs.
+template <int kLanes, class H, class W>
 void wino_output(const float* m, int64_t plane, float* c) {
   using S = Lanes<kLanes>;
   using Vec = typename S::Vec;
-  using T = F<kLanes>;
   for (int lane = 0; lane < 16; lane += kLanes) {
-    Vec rows[T::kSide * T::kOut];
+    Vec rows[H::kGrid * W::kOut];
 #pragma GCC unroll 8
-    for (int i = 0; i < T::kSide; ++i) {
-      Vec in[T::kSide];
+    for (int i = 0; i < H::kGrid; ++i) {
+      Vec in[W::kGrid];
 #pragma GCC unroll 8
-      for (int j = 0; j < T::kSide; ++j) in[j] = S::load(m + (i * T::kSide + j) * plane + lane);
-      T::output(in, 1, rows + i * T::kOut);
+      for (int j = 0; j < W::kGrid; ++j) in[j] = S::load(m + (i * W::kGrid + j) * plane + lane);
+      W::output(in, 1, rows + i * W::kOut);
     }
 #pragma GCC unroll 8
-    for (int j = 0; j < T::kOut; ++j) {
-      Vec out[T::kOut];
-      T::output(rows + j, T::kOut, out);
+    for (int j = 0; j < W::kOut; ++j) {
+      Vec out[H::kOut];
+      H::output(rows + j, W::kOut, out);
 #pragma GCC unroll 8
-      for (int i = 0; i < T::kOut; ++i) S::save(c + (i * T::kOut + j) * 16 + lane, out[i]);
+      for (int i = 0; i < H::kOut; ++i) S::save(c + (i * W::kOut + j) * 16 + lane, out[i]);
     }
   }
 }
 
-#define WINOGRAD(lanes, f)                                                                                         \
-  {f<lanes>::kOut,      f<lanes>::kSide,      f<lanes>::kWeightSide, f<lanes>::kWeightPairs, f<lanes>::kWeightRow, \
-   f<lanes>::kWeightOf, wino_input<lanes, f>, wino_weight<lanes, f>, wino_output<lanes, f>}
+template <class F>
+constexpr WinogradPiece wino_piece() {
+  WinogradPiece piece{F::kOut, F::kSide, {}};
+  for (int i = 0; i < F::kSide; ++i) piece.has[F::kRow[i / 2][i % 2]] = true;
+  return piece;
+}
+
+// The table of F, whose maps end in Two for 1 or 2 outputs left over and in Three for 3.
+template <int kLanes, template <int> class F, class Two = F<kLanes>, class Three = F<kLanes>>
+constexpr WinogradKernels winograd() {
+  using T = F<kLanes>;
+  WinogradKernels k{};
+  k.out = T::kOut;
+  k.side = T::kSide;
+  k.weight_side = T::kWeightSide;
+  k.pairs = T::kWeightPairs;
+  k.weight_row = T::kWeightRow;
+  k.weight_of = T::kWeightOf;
+  k.piece[0] = wino_piece<T>();
+  k.piece[1] = wino_piece<Two>();
+  k.piece[2] = wino_piece<Three>();
+  k.weight = wino_weight<kLanes, F>;
+  k.input[0][0] = wino_input<kLanes, T, T>;
+  k.input[0][1] = wino_input<kLanes, T, Two>;
+  k.input[0][2] = wino_input<kLanes, T, Three>;
+  k.input[1][0] = wino_input<kLanes, Two, T>;
+  k.input[1][1] = wino_input<kLanes, Two, Two>;
+  k.input[1][2] = wino_input<kLanes, Two, Three>;
+  k.input[2][0] = wino_input<kLanes, Three, T>;
+  k.input[2][1] = wino_input<kLanes, Three, Two>;
+  k.input[2][2] = wino_input<kLanes, Three, Three>;
+  k.output[0][0] = wino_output<kLanes, T, T>;
+  k.output[0][1] = wino_output<kLanes, T, Two>;
+  k.output[0][2] = wino_output<kLanes, T, Three>;
+  k.output[1][0] = wino_output<kLanes, Two, T>;
+  k.output[1][1] = wino_output<kLanes, Two, Two>;
+  k.output[1][2] = wino_output<kLanes, Two, Three>;
+  k.output[2][0] = wino_output<kLanes, Three, T>;
+  k.output[2][1] = wino_output<kLanes, Three, Two>;
+  k.output[2][2] = wino_output<kLanes, Three, Three>;
+  return k;
+}
+
+template <int kLanes>
+constexpr WinogradKernels winograd43() {
+  return winograd<kLanes, F43, F43Two<kLanes>, F43Three<kLanes>>();
+}

@@ -26,13 +26,16 @@ Layout any_layout() { return static_cast<Layout>(draw(0, 2)); }
 // F(4,3), 4 u T for the others, where T = sum over channels of max |x| in the input tile times sum |w|.
 double winograd_size(const Buffer& x, const Weight& w, const Problem& p, int64_t n, int64_t in, int64_t out, int64_t oy,
                      int64_t ox, const conv::WinogradForm& form) {
-  const int64_t tile = form.tile, side = form.side;
+  const int64_t tile = form.tile;
+  // The shorter tiles at the end of a map see less of the input, whatever their transforms are.
+  const int64_t rows = oy / tile < p.y.h / tile ? form.side : form.last[p.y.h % tile];
+  const int64_t columns = ox / tile < p.y.w / tile ? form.side : form.last[p.y.w % tile];
   const int64_t top = oy / tile * tile * p.stride[0] - p.pad[0], left = ox / tile * tile * p.stride[1] - p.pad[1];
   double sum = 0;
   for (int64_t k = 0; k < p.c_in / p.groups; ++k) {
     double most = 0, weights = 0;
-    for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + side, p.x.h); ++y)
-      for (int64_t c = std::max<int64_t>(left, 0); c < std::min(left + side, p.x.w); ++c)
+    for (int64_t y = std::max<int64_t>(top, 0); y < std::min(top + rows, p.x.h); ++y)
+      for (int64_t c = std::max<int64_t>(left, 0); c < std::min(left + columns, p.x.w); ++c)
         most = std::max<double>(most, std::fabs(x.at(n, in + k, y, c)));
     for (int64_t t = 0; t < 9; ++t) weights += std::fabs(w.at(out, k, t / 3, t % 3));
     sum += most * weights;
@@ -52,7 +55,7 @@ class Trial {
     weight_ = std::make_unique<Weight>(groups * (out + draw_wider()), in + draw_wider(), winograd ? 3 : draw(1, 3),
                                        winograd ? 3 : draw(1, 3), any_dtype());
     if (depthwise_) weight_ = std::make_unique<Weight>(groups, 1, weight_->kh, weight_->kw, weight_->dtype);
-    const int64_t n = draw(1, 4), h = draw(1, 9), w = draw(1, 9);
+    const int64_t n = draw(1, 4), h = draw(1, 15), w = draw(1, 9);
     p_.c_in = groups * in;
     p_.c_out = groups * out;
     p_.groups = groups;
