@@ -50,7 +50,8 @@ def magnitude(
     ]
     mean, spread = torch.stack(means), torch.stack(invstds)
     new = [old[0] + mean + 1 / spread, old[1] + 2 / spread**2] if tracked else [mean[:0], mean[:0]]
-    return (z, mean + 1 / spread, spread, *(n.detach() for n in new))
+    deviation = (1 / spread).nan_to_num(0.0)  # a mean stays a number where a running variance is negative
+    return (z, mean + deviation, spread, *(n.detach() for n in new))
 
 
 def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
