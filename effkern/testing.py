@@ -2,8 +2,8 @@
 
 Rounding follows Higham: a sum of products computed in fp32 in any order differs from the exact one by at most
 ``gamma * A`` with ``A`` the same sum over absolute values. We assert ``16 * u * A`` (u = 2**-24), which the direct
-algorithms keep for reductions of up to 8192 terms of like size (with single terms 10000 times the others 34 u were seen,
-and 20 u of torch), plus one rounding of the result for 16-bit storage.
+algorithms keep for reductions of up to 8192 terms of like size (34 u were seen where single terms are 10000 times the
+others, 20 u with torch), plus one rounding of the result for 16-bit storage.
 """
 
 from __future__ import annotations
