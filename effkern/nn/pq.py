@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._geometry import ints
 from effkern.nn.pq_layer import PQLayer, book_options, code_dtype
 from effkern.ops import pq_conv2d, pq_embedding, pq_linear
-from effkern.ops._checks import ACTIVATIONS, pair
+from effkern.ops._checks import ACTIVATIONS
 
 __all__ = ["PQConv2d", "PQEmbedding", "PQLayer", "PQLinear", "code_dtype"]
 
@@ -137,7 +137,7 @@ class PQConv2d(PQLayer):
     ) -> None:
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(f"groups: must divide {in_channels} and {out_channels} channels, got {groups}")
-        height, width = pair(kernel_size, "kernel_size")
+        height, width = ints(kernel_size, "kernel_size")
         columns = in_channels // groups * height * width
         super().__init__(out_channels, columns, d, entries, stages, books, scale, device, dtype)
         _check_act(act)
@@ -145,8 +145,8 @@ class PQConv2d(PQLayer):
             raise ValueError(f"padding_mode: must be zeros, reflect, replicate or circular, got {padding_mode!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size = (height, width)
-        self.stride, self.padding = _ints(stride, "stride"), _ints(padding, "padding")
-        self.dilation, self.padding_mode, self.act = _ints(dilation, "dilation"), padding_mode, act
+        self.stride, self.padding = ints(stride, "stride"), ints(padding, "padding", 0)
+        self.dilation, self.padding_mode, self.act = ints(dilation, "dilation"), padding_mode, act
         self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
 
@@ -229,11 +229,6 @@ class PQConv2d(PQLayer):
         )
 
 
-def _ints(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    first, second = pair(value, name)
-    return first, second
-
-
 def conv_padding(conv: nn.Conv2d) -> tuple[int, int]:
     """Padding of a convolution as two integers.
 
@@ -241,7 +236,7 @@ def conv_padding(conv: nn.Conv2d) -> tuple[int, int]:
         ValueError: for ``"same"`` where the two sides differ.
     """
     if not isinstance(conv.padding, str):
-        return _ints(conv.padding, "padding")
+        return ints(conv.padding, "padding", 0)
     if conv.padding == "valid":
         return 0, 0
     spans = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]

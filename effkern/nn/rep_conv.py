@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._geometry import ints
 from effkern.nn._packing import HoldsPack
 from effkern.ops._checks import ACTIVATIONS
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
@@ -72,12 +73,15 @@ class RepConv2d(HoldsPack):
             raise ValueError(
                 f"groups: must divide in_channels and out_channels, got {groups} for {in_channels} and {out_channels}"
             )
+        if min(in_channels, out_channels) < 1:
+            raise ValueError(f"in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}")
         if act not in ACTIVATIONS:
             raise ValueError(f"act: must be one of {', '.join(ACTIVATIONS)}, got {act!r}")
         if padding_mode not in _PADDING_MODES:
             raise ValueError(f"padding_mode: must be one of {', '.join(_PADDING_MODES)}, got {padding_mode!r}")
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.kernel_size, self.stride = ints(kernel_size, "kernel_size"), ints(stride, "stride")
+        self.dilation = ints(dilation, "dilation")
         self.act, self.padding_mode, self._padding = act, padding_mode, padding
         self.padding, self._pad_first = self._resolve_padding(padding)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -96,7 +100,7 @@ class RepConv2d(HoldsPack):
                 d * (k - 1) if padding == "same" else 0 for d, k in zip(self.dilation, self.kernel_size, strict=True)
             ]
         else:
-            totals = [2 * p for p in _pair(padding)]
+            totals = [2 * p for p in ints(padding, "padding", 0)]
         rows, columns = totals
         if self.padding_mode == "zeros" and rows % 2 == 0 and columns % 2 == 0:
             return (rows // 2, columns // 2), []
@@ -132,7 +136,9 @@ class RepConv2d(HoldsPack):
     def plain(self) -> nn.Sequential:
         """The same layer in plain PyTorch, a ``Conv2d`` and the activation, sharing the parameters."""
         options: dict[str, Any] = {"bias": self.bias is not None, "padding_mode": self.padding_mode, "device": "meta"}
-        padding: tuple[int, int] | str = self._padding if isinstance(self._padding, str) else _pair(self._padding)
+        padding: tuple[int, int] | str = (
+            self._padding if isinstance(self._padding, str) else ints(self._padding, "padding", 0)
+        )
         geometry = (self.kernel_size, self.stride, padding, self.dilation, self.groups)
         conv = nn.Conv2d(self.in_channels, self.out_channels, *geometry, **options)
         conv.weight, conv.bias = self.weight, self.bias
@@ -184,7 +190,3 @@ class RepConv2d(HoldsPack):
         if self.padding_mode != "zeros":
             text += f", padding_mode={self.padding_mode}"
         return f"{text}, act={self.act}"
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from effkern import ops
+from effkern.nn._geometry import ints
 from effkern.nn._packing import HoldsPack
 from effkern.nn._widths import HasWidthTables, as_widths, sample_widths, width_index
 from effkern.ops._slices import slice_bias, slice_weight
@@ -71,10 +71,10 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
         for name, widths in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if groups < 1 or widths[-1] % groups:
                 raise ValueError(f"groups must divide {name}, got {groups} and {widths[-1]}")
-        self.kernel_size: tuple[int, int] = _pair(kernel_size)
-        self.stride: tuple[int, int] = _pair(stride)
-        self.padding: tuple[int, int] = _pair(padding)
-        self.dilation: tuple[int, int] = _pair(dilation)
+        self.kernel_size = ints(kernel_size, "kernel_size")
+        self.stride = ints(stride, "stride")
+        self.padding = ints(padding, "padding", 0)
+        self.dilation = ints(dilation, "dilation")
         self.groups = groups
         self.group_mode = group_mode
         shape = (self.out_channels[-1], self.in_channels[-1] // groups, *self.kernel_size)
