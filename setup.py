@@ -78,7 +78,13 @@ def extensions() -> list:
             "effkern compiles against the torch you have and found none.\n"
             "  pip install torch && pip install --no-build-isolation effkern"
         ) from None
-    from pybind11 import get_include
+    try:
+        from pybind11 import get_include
+    except ImportError:
+        raise SystemExit(
+            "effkern compiles with pybind11 and found none (without build isolation nothing is fetched).\n"
+            "  pip install 'pybind11>=2.12' ninja numpy && pip install --no-build-isolation effkern"
+        ) from None
 
     exts = [
         ce.CppExtension(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn
+from effkern.ops._memo import tell
 from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 
@@ -33,7 +34,7 @@ class SkipBlock(ResidualBlock):
     :func:`effkern.ops.skip_bottleneck` runs. Without gradients the folded weights are packed once and kept until a
     parameter or statistic is replaced or written in place, the module changes its mode, dtype or device, a state dict
     is loaded or a gradient is taken; with gradients they are folded at every call, differentiably. Writing through
-    ``.data`` or a NumPy alias goes unnoticed: call :meth:`drop_packed` after it.
+    ``.data`` or a NumPy alias goes unnoticed: call :func:`effkern.invalidate` after it.
 
     The block knows no policy: every forward is given its keep mask.
     """
@@ -119,6 +120,7 @@ class SkipBlock(ResidualBlock):
     def _pack(self, key: tuple) -> _Packed:
         dtype, branch = self.conv1.weight.dtype, len(self.layers())
         weights, biases = [], []
+        tell(self)
         for i, (conv, bn) in enumerate(self._folded_layers()):
             weight, bias = fold_bn(conv, bn)
             biases.append(bias.float())

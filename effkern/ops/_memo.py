@@ -20,13 +20,16 @@ from __future__ import annotations
 import functools
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from effkern import _library
 
@@ -283,4 +286,43 @@ def invalidate(tensor: Tensor | None = None) -> int:
     Returns:
         The number of packs forgotten.
     """
+    for holder in _told():
+        holder.drop_packed()
     return memo().invalidate(tensor)
+
+
+_holders: weakref.WeakSet[Any] = weakref.WeakSet()
+_holders_lock = threading.Lock()
+
+
+def tell(holder: Any) -> None:
+    """Have ``holder.drop_packed()`` called by :func:`invalidate` and when an optimizer steps on its parameters.
+
+    For layers of so many tensors that a fingerprint of each, at every call, would cost more than their work: they go by
+    version counters, which fused optimizers leave alone.
+
+    Args:
+        holder: a module; held weakly. To be told once more, it has to ask again.
+    """
+    _hook_into_optimizers()
+    with _holders_lock:
+        _holders.add(holder)
+
+
+def _told() -> list[Any]:
+    with _holders_lock:
+        return list(_holders)
+
+
+@functools.cache
+def _hook_into_optimizers() -> None:
+    register_optimizer_step_post_hook(_after_step)
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    for holder in _told():
+        if any(id(p) in stepped for p in holder.parameters()):
+            holder.drop_packed()
+            with _holders_lock:
+                _holders.discard(holder)

@@ -36,6 +36,15 @@ def test_a_build_without_torch_ends_in_plain_words(no_torch):
     assert "pip install torch" in run.stderr and "Traceback" not in run.stderr
 
 
+def test_a_build_without_pybind11_ends_in_plain_words(tmp_path):
+    (tmp_path / "pybind11.py").write_text(
+        "raise ModuleNotFoundError(\"No module named 'pybind11'\", name='pybind11')\n"
+    )
+    run = setup_py("build_ext", path=tmp_path)
+    assert run.returncode != 0
+    assert "pip install 'pybind11" in run.stderr and "Traceback" not in run.stderr
+
+
 @pytest.mark.parametrize(("wish", "words"), [("0", "EFFKERN_CUDA=0"), ("maybe", "must be auto, 0 or 1, got 'maybe'")])
 def test_one_line_tells_what_becomes_of_cuda(wish, words, tmp_path):
     run = setup_py("build", "--help", path=tmp_path, EFFKERN_CUDA=wish)

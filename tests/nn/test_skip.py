@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+import effkern
 from effkern.blockdrop import BlockDropNet, PolicyNet
 from effkern.models import create_model
 from effkern.nn import SkipBlock, SkipStage, skip_form
@@ -196,6 +197,32 @@ def test_packed_weights_follow_every_optimizer(mode, fused):
         skip.eval()
 
     changes_value(block(), step)
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_a_step_after_an_inference_after_the_gradient_is_followed(stage):
+    """As where a loop evaluates between backward and step: the step of a fused optimizer leaves no trace in tensors."""
+    skip = SkipStage(block(), block()) if stage else block()
+    x, keep = torch.randn(4, 4, 5, 5), torch.ones((4, 2) if stage else 4)
+    skip(x, keep).square().sum().backward()
+    bystander = block()
+    with torch.no_grad():
+        before, _ = skip(x, keep), bystander(x, torch.ones(4))
+        packed = bystander._packed
+        torch.optim.SGD(skip.parameters(), lr=0.1, fused=True).step()
+        assert not torch.equal(skip(x, keep), before)
+        close(skip(x, keep), copy.deepcopy(skip)(x, keep))
+        bystander(x, torch.ones(4))
+        assert bystander._packed is packed
+
+
+def test_invalidate_reaches_blocks():
+    skip, x = block(), torch.randn(4, 4, 5, 5)
+    with torch.no_grad():
+        skip(x)
+        skip.conv1.weight.data.mul_(2)
+        effkern.invalidate()
+        close(skip(x), copy.deepcopy(skip)(x))
 
 
 def test_weights_are_packed_once_and_leave_no_trace():
