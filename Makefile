@@ -16,7 +16,7 @@ NATIVE := $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
 export EFFKERN_CUDA
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast bench lint format clean test-other-torch FORCE
+.PHONY: help demo test test-fast test-gpu-proof bench lint format clean test-other-torch FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +31,9 @@ test: $(VENV)/.tested ## build, then all tests of Python and C++
 
 test-fast: $(VENV)/.tested ## the tests without the slow ones
 	$(BIN)/python -m pytest -q -m "not slow" $(TEST_ARGS)
+
+test-gpu-proof: $(VENV)/.tested $(VENV)/.gpu-tools ## prove the CUDA kernels without a GPU: schedules, mutants, every target (docs/gpu.md)
+	$(BIN)/python -m pytest -q -s -rs -p no:cacheprovider tests/gpu/proof_*.py $(TEST_ARGS)
 
 bench: $(VENV)/.peers ## time everything against PyTorch and the engines that can be installed (40 minutes), then plot
 	$(BIN)/python -m benchmarks.run_all $(BENCH_ARGS)
@@ -94,6 +97,11 @@ $(VENV)/.linters: pyproject.toml | $(BIN)/python
 # One by one: an engine that has no wheel for this machine is reported by the benchmark and must not stop the others.
 $(VENV)/.peers: $(VENV)/.built
 	for peer in onnx onnxruntime openvino ncnn pnnx MNN; do $(PIP) $$peer || echo "$$peer could not be installed" >&2; done
+	@touch $@
+
+# Reads machine code. Without it, or without nvcc, the static checks are skipped and say so.
+$(VENV)/.gpu-tools: $(VENV)/.tested
+	$(PIP) nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm || echo "cuobjdump and nvdisasm could not be installed" >&2
 	@touch $@
 
 FORCE:

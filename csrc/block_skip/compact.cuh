@@ -5,35 +5,41 @@
 
 #include <cstdint>
 
+#include "../common/cuda/device.cuh"
+
 namespace effkern::block_skip {
 
 constexpr int kCompactThreads = 256, kWarp = 32, kCompactWarps = kCompactThreads / kWarp;
+constexpr int kCompactShared = kCompactWarps * 4;  // bytes
 
 // Bits: the entries as unsigned integers of their size. `magnitude` masks the sign away, so that -0.0 is dropped.
 template <class Bits>
-__global__ void compact(const Bits* keep, Bits magnitude, int64_t n, int64_t row_stride, int64_t column_stride,
-                        int32_t* idx, int32_t* count) {
-  __shared__ int32_t kept_in_warp[kCompactWarps];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int64_t column = blockIdx.x;
-  int32_t* rows = idx + column * n;
+__global__ void __launch_bounds__(kCompactThreads)
+    compact(device::Global<const Bits> keep, Bits magnitude, int64_t n, int64_t row_stride, int64_t column_stride,
+            device::Global<int32_t> idx, device::Global<int32_t> count) {
+  const device::Shared<int32_t> kept_in_warp = device::shared_memory().as<int32_t>();
+  const int thread = device::thread(), lane = device::lane(), warp = thread / kWarp;
+  const int64_t column = device::block();
+  const device::Global<int32_t> rows = idx + column * n;
   int32_t total = 0;
   for (int64_t start = 0; start < n; start += kCompactThreads) {
     const int64_t row = start + thread;
-    const bool kept = row < n && (keep[row * row_stride + column * column_stride] & magnitude) != 0;
-    const unsigned votes = __ballot_sync(0xffffffffu, kept);
-    if (lane == 0) kept_in_warp[warp] = __popc(votes);
-    __syncthreads();
+    const bool kept =
+        row < n && (device::load<Bits>(keep + (row * row_stride + column * column_stride)) & magnitude) != 0;
+    const uint32_t votes = device::ballot(kept);
+    if (lane == 0) device::store(kept_in_warp + warp, static_cast<int32_t>(device::popcount(votes)));
+    device::sync();
     int32_t before = total;
     for (int w = 0; w < kCompactWarps; ++w) {
-      if (w < warp) before += kept_in_warp[w];
-      total += kept_in_warp[w];
+      const int32_t kept_there = device::load<int32_t>(kept_in_warp + w);
+      if (w < warp) before += kept_there;
+      total += kept_there;
     }
-    if (kept) rows[before + __popc(votes & ((1u << lane) - 1u))] = static_cast<int32_t>(row);
-    __syncthreads();  // the counts are written again in the next round
+    if (kept) device::store(rows + (before + device::popcount(votes & ((1u << lane) - 1u))), static_cast<int32_t>(row));
+    device::sync();  // the counts are written again in the next round
   }
-  for (int64_t i = total + thread; i < n; i += kCompactThreads) rows[i] = -1;
-  if (thread == 0) count[column] = total;
+  for (int64_t i = total + thread; i < n; i += kCompactThreads) device::store(rows + i, int32_t{-1});
+  if (thread == 0) device::store(count + column, total);
 }
 
 }  // namespace effkern::block_skip

@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "../common/check.h"
+#include "../common/cuda/launch.cuh"
 #include "compact.cuh"
 
 namespace effkern::block_skip {
@@ -21,11 +22,10 @@ template <class Bits>
 void launch(const Tensor& keep, Bits magnitude, Tensor& idx, Tensor& count, cudaStream_t stream) {
   const int64_t n = keep.size(0), columns = keep.dim() == 2 ? keep.size(1) : 1;
   const int64_t column_stride = keep.dim() == 2 ? keep.stride(1) : 0;
-  compact<Bits><<<static_cast<unsigned>(columns), kCompactThreads, 0, stream>>>(
-      static_cast<const Bits*>(keep.const_data_ptr()), magnitude, n, keep.stride(0), column_stride,
-      static_cast<int32_t*>(idx.mutable_data_ptr()), static_cast<int32_t*>(count.mutable_data_ptr()));
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) fail("RuntimeError", "compact: ", cudaGetErrorString(status));
+  device::launch("compact", compact<Bits>, static_cast<unsigned>(columns), kCompactThreads, kCompactShared, stream,
+                 device::Global<const Bits>(static_cast<const Bits*>(keep.const_data_ptr())), magnitude, n,
+                 keep.stride(0), column_stride, device::Global<int32_t>(static_cast<int32_t*>(idx.mutable_data_ptr())),
+                 device::Global<int32_t>(static_cast<int32_t*>(count.mutable_data_ptr())));
 }
 
 std::tuple<Tensor, Tensor> compact_cuda(const Tensor& keep) {

@@ -1,0 +1,7 @@
+#include "conv_launch.cuh"
+
+namespace effkern::conv::gpu {
+
+void run(Problem<device::BF16> p, cudaStream_t stream) { run_as<Math::BF16>(p, stream); }
+
+}  // namespace effkern::conv::gpu

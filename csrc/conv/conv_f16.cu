@@ -1,0 +1,7 @@
+#include "conv_launch.cuh"
+
+namespace effkern::conv::gpu {
+
+void run(Problem<device::F16> p, cudaStream_t stream) { run_as<Math::F16>(p, stream); }
+
+}  // namespace effkern::conv::gpu

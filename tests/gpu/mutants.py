@@ -1,0 +1,229 @@
+"""Faults seeded into the kernels, one at a time. A test suite that lets one pass does not prove the kernel.
+
+A mutant is a change of the source's text, so the kernels carry no hooks for it; the text must occur exactly once, so a
+mutant that no longer fits fails loudly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    what: str
+    file: str  # below csrc
+    old: str
+    new: str
+
+
+CONV, LOADER, MATH, EPILOGUE = (f"conv/{name}.cuh" for name in ("conv", "conv_loader", "conv_math", "conv_epilogue"))
+COMPACT = "block_skip/compact.cuh"
+
+MUTANTS = (
+    # Barriers and waits
+    Mutant(
+        "no barrier before a stage is multiplied",
+        CONV,
+        "device::sync();  // the stage is there",
+        ";  // the stage is there",
+    ),
+    Mutant("no wait for the stage's copies", CONV, "device::copy_wait<C::kStages - 2>();", ";"),
+    Mutant(
+        "wait leaves one group too many",
+        CONV,
+        "device::copy_wait<C::kStages - 2>();",
+        "device::copy_wait<C::kStages - 1>();",
+    ),
+    Mutant(
+        "next stage filled before the barrier",
+        CONV,
+        "device::sync();  // the stage is there for all, and all are done with the one before it, "
+        "which is filled next\n      if (ahead > 0) loader.load();",
+        "if (ahead > 0) loader.load();\n      device::sync();",
+    ),
+    Mutant(
+        "copies of a turn not committed",
+        CONV,
+        "      if (ahead > 0) loader.load();\n      device::copy_commit();",
+        "      if (ahead > 0) loader.load();",
+    ),
+    Mutant(
+        "no barrier between main loop and epilogue", CONV, "device::sync();  // the stages become the epilogue's", ";"
+    ),
+    Mutant(
+        "no barrier after the table of rows",
+        CONV,
+        "  Epilogue<C>::place_rows(p, tile);\n  device::sync();",
+        "  Epilogue<C>::place_rows(p, tile);",
+    ),
+    Mutant(
+        "no barrier between tiles", CONV, "device::sync();  // the epilogue's memory", ";  // the epilogue's memory"
+    ),
+    Mutant("one step of K too few", CONV, "ahead > 1 - C::kStages", "ahead > 2 - C::kStages"),
+    Mutant(
+        "stages one short",
+        CONV,
+        "full + C::kStageBytes < C::kStages * C::kStageBytes",
+        "full + 2 * C::kStageBytes < C::kStages * C::kStageBytes",
+    ),
+    Mutant(
+        "no sync_warp before a strip is read",
+        EPILOGUE,
+        "      device::sync_warp();\n#pragma unroll 1",
+        "#pragma unroll 1",
+    ),
+    Mutant(
+        "no sync_warp before a strip is overwritten",
+        EPILOGUE,
+        "store_row(strip * kStrip, row + row_);\n      device::sync_warp();",
+        "store_row(strip * kStrip, row + row_);",
+    ),
+    # Masks and tails
+    Mutant(
+        "tap validity off by one at the far side",
+        LOADER,
+        "return at >= 0 && at < size;",
+        "return at >= 0 && at <= size;",
+    ),
+    Mutant(
+        "tap validity off by one at the near side",
+        LOADER,
+        "return at >= 0 && at < size;",
+        "return at > 0 && at < size;",
+    ),
+    Mutant("rows past the end not masked", LOADER, "      if (m >= tile.rows) continue;\n", ""),
+    Mutant(
+        "partial chunks copied whole",
+        LOADER,
+        "c_in_ % kPerChunk != 0 ? c_in_ - C::kDepth : INT32_MAX",
+        "false ? 0 : INT32_MAX",
+    ),
+    Mutant("chunks past the channels not zeroed", LOADER, "const bool there = mine > 0;", "const bool there = true;"),
+    Mutant(
+        "a channel too many in a partial chunk",
+        LOADER,
+        "(mine < 0 ? 0 : mine < kPerChunk ? mine : kPerChunk) * static_cast<int>(kSize);",
+        "(mine < 0 ? 0 : mine < kPerChunk ? mine + 1 : kPerChunk) * static_cast<int>(kSize);",
+    ),
+    Mutant(
+        "padding taps not zeroed",
+        LOADER,
+        "device::copy_async16_if(there && (live_ & 1u << i) != 0, a",
+        "device::copy_async16_if(there, a",
+    ),
+    Mutant("unaligned gather ignores the channel count", LOADER, "if (e < count) chunk", "if (count > 0) chunk"),
+    Mutant(
+        "weights past the prefix read",
+        LOADER,
+        "min_of(tile.n + row + i * kStep, tile.part.c_out - 1)",
+        "tile.n + row + i * kStep",
+    ),
+    Mutant("inactive outputs stored", EPILOGUE, "if (e < active_ || e < zeros_) device::store", "device::store"),
+    Mutant("vector store over the tail", EPILOGUE, "(active_ > zeros_ ? active_ : zeros_) >= kPer", "true"),
+    Mutant(
+        "tail zeros not written", CONV, "tile.part.c_out > p.zero_to ? tile.part.c_out : p.zero_to", "tile.part.c_out"
+    ),
+    Mutant(
+        "tail holds sums, not zeros",
+        EPILOGUE,
+        "e < active_ ? activate(v.v[e], p_.act) : 0.0f",
+        "activate(v.v[e], p_.act)",
+    ),
+    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) v.v[e] += ", "v.v[e] += "),
+    Mutant("rows past the end stored", EPILOGUE, "if (place.v[0] < 0 || (active_", "if ((active_"),
+    # Addresses and indices
+    Mutant(
+        "fragment halves exchanged",
+        MATH,
+        "b[j][0] = both[0], b[j][1] = both[1]",
+        "b[j][0] = both[1], b[j][1] = both[0]",
+    ),
+    Mutant(
+        "wrong matrix for the second column tile",
+        MATH,
+        "lane % 8 + lane / 16 * 8, lane / 8 % 2)",
+        "lane % 8 + lane / 8 % 2 * 8, lane / 16)",
+    ),
+    Mutant(
+        "A fragment rows exchanged",
+        MATH,
+        "swizzled(warp_m + lane % 16, lane / 16)",
+        "swizzled(warp_m + (lane ^ 8) % 16, lane / 16)",
+    ),
+    Mutant("second K half not reached", MATH, "const int flip = k * 32;", "const int flip = k * 0;"),
+    Mutant("sums staged in the wrong half", MATH, "(row + half * 8) * kPitch", "(row + (1 - half) * 8) * kPitch"),
+    Mutant("no rounding to tf32", MATH, "a[i][r] = device::round_tf32(a[i][r]);", ";"),
+    Mutant(
+        "fp32 form multiplies a row twice",
+        MATH,
+        "stage + (a_at + i * kLanesM * kRowBytes)",
+        "stage + (a_at + i / 2 * kLanesM * kRowBytes)",
+    ),
+    Mutant("chunks not swizzled", LOADER, "((chunk ^ (row >> 1)) & (kChunks - 1))", "(chunk & (kChunks - 1))"),
+    Mutant("swizzle period wrong", LOADER, "((chunk ^ (row >> 1)) & (kChunks - 1))", "((chunk ^ row) & (kChunks - 1))"),
+    Mutant(
+        "staged rows without padding",
+        MATH,
+        "static constexpr int kPitch = C::kWarpN + 8;",
+        "static constexpr int kPitch = C::kWarpN;",
+    ),
+    Mutant(
+        "dilation forgotten",
+        LOADER,
+        "to_next_tap_ = p.dilation.w * p.xs.w * kSize - read;",
+        "to_next_tap_ = p.xs.w * kSize - read;",
+    ),
+    Mutant(
+        "next tap row starts a tap late", LOADER, "(p.kernel.w - 1) * p.dilation.w", "(p.kernel.w - 2) * p.dilation.w"
+    ),
+    Mutant(
+        "32-bit offset of the sample",
+        LOADER,
+        "const int64_t n = sample_of<T>(p.x_rows, entry);\n      const int64_t at = n * p.xs.n",
+        "const int64_t n = sample_of<T>(p.x_rows, entry);\n      const int64_t at = static_cast<int32_t>(n * p.xs.n)",
+    ),
+    Mutant(
+        "output row list ignored",
+        EPILOGUE,
+        "place.v[0] = sample_of<T>(p.y_rows, entry) * p.ys.n",
+        "place.v[0] = int64_t{entry} * p.ys.n",
+    ),
+    Mutant(
+        "table row of the entry, not the sample",
+        EPILOGUE,
+        "p.table_row + sample_of<T>(p.x_rows, entry)",
+        "p.table_row + entry",
+    ),
+    Mutant(
+        "group's weights of the wrong group",
+        LOADER,
+        "static_cast<int64_t>(tile.group) * p.group_rows",
+        "static_cast<int64_t>(tile.group) * tile.part.c_out",
+    ),
+    Mutant("device count ignored", CONV, "    if (p.count) tile.part.count = device::load<int32_t>(p.count);\n", ""),
+    Mutant("first entry of a part ignored", LOADER, "entry = tile.part.first + m / pixels;", "entry = m / pixels;"),
+    Mutant(
+        "residual after the activation",
+        EPILOGUE,
+        "e < active_ ? activate(v.v[e], p_.act) : 0.0f",
+        "e < active_ ? activate(v.v[e] + 0.0f, p_.residual ? Act::None : p_.act) : 0.0f",
+    ),
+    Mutant("relu6 without its upper end", EPILOGUE, "v < 0.0f ? 0.0f : v > 6.0f ? 6.0f : v;", "v < 0.0f ? 0.0f : v;"),
+    # compact
+    Mutant(
+        "compact: no barrier before the counts are read",
+        COMPACT,
+        "static_cast<int32_t>(device::popcount(votes)));\n    device::sync();",
+        "static_cast<int32_t>(device::popcount(votes)));",
+    ),
+    Mutant(
+        "compact: no barrier before the counts are written again",
+        COMPACT,
+        "    device::sync();  // the counts",
+        "    // the counts",
+    ),
+    Mutant("compact: a lane counts itself", COMPACT, "(1u << lane) - 1u", "(2u << lane) - 1u"),
+    Mutant("compact: the last row dropped", COMPACT, "row < n &&", "row < n - 1 &&"),
+    Mutant("compact: -0.0 kept", COMPACT, " & magnitude) != 0;", ") != 0;"),
+)

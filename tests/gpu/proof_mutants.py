@@ -1,0 +1,81 @@
+"""Every seeded fault is caught: by a fault of the harness, a wrong value, or a counter. Writes the kill table."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.build.package import CHECKOUT
+from tests.gpu.harness import FLAGS, MACHINE, WORKERS, compile_all, link
+from tests.gpu.mutants import COMPACT, MUTANTS, Mutant
+
+TABLE = CHECKOUT / "build" / "gpu-proof" / "mutants.md"
+TESTS = {True: "test_compact", False: "test_conv_smoke"}
+FAULTS = "race|in flight|out of bounds|forbidden|uninitialized|misaligned|divergence|deadlock|leak|limit"
+MOST_SECONDS = 120
+
+
+def verdict(run: subprocess.CompletedProcess) -> str:
+    """What caught the mutant, from the first failed checks; empty if nothing did."""
+    text = run.stdout + run.stderr
+    if run.returncode == 0:
+        return ""
+    if found := re.search(rf"(?:: |\) )({FAULTS}): .*? at ([\w.]+:\d+)", text):
+        return f"{found[1]} at {found[2]}"
+    if "stores, not" in text:
+        return "wrong value"
+    if "passes" in text:
+        return "bank conflicts counted"
+    return "failed checks" if "failed checks" in text else f"the program ended with {run.returncode}"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("machine")
+    tests = CHECKOUT / "csrc" / "tests"
+    return compile_all(folder, [*(tests / "simt" / f"{name}.cpp" for name in MACHINE), tests / "main.cpp"], "-O2")
+
+
+def run_mutant(mutant: Mutant | None, test: str, folder: Path, machine: list[Path]) -> subprocess.CompletedProcess:
+    shutil.copytree(CHECKOUT / "csrc", folder / "csrc")
+    if mutant:
+        path = folder / "csrc" / mutant.file
+        text = path.read_text()
+        assert text.count(mutant.old) == 1, (
+            f"{mutant.what}: its text is {text.count(mutant.old)} times in {mutant.file}"
+        )
+        path.write_text(text.replace(mutant.old, mutant.new))
+    flags = [flag for flag in FLAGS if flag != "-Werror"]
+    source, target = folder / "csrc" / "tests" / "simt" / f"{test}.cpp", folder / f"{test}.o"
+    subprocess.run(["g++", *flags, "-w", "-O1", "-g0", "-c", source, "-o", target], check=True)
+    program = link(folder / "mutant", [target, *machine])
+    try:
+        run = subprocess.run([program], capture_output=True, text=True, timeout=MOST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        run = subprocess.CompletedProcess(error.cmd, 1, "", "the program did not end: failed checks")
+    shutil.rmtree(folder)
+    return run
+
+
+def test_every_mutant_is_killed(tmp_path, machine):
+    def one(number: int) -> str:
+        mutant = MUTANTS[number]
+        run = run_mutant(mutant, TESTS[mutant.file == COMPACT], tmp_path / str(number), machine)
+        return verdict(run)
+
+    for test in TESTS.values():
+        healthy = run_mutant(None, test, tmp_path / test, machine)
+        assert healthy.returncode == 0, healthy.stdout + healthy.stderr
+    with ThreadPoolExecutor(WORKERS) as pool:
+        verdicts = list(pool.map(one, range(len(MUTANTS))))
+    rows = [f"| {m.what} | `{m.file}` | {v or '**survives**'} |" for m, v in zip(MUTANTS, verdicts, strict=True)]
+    TABLE.parent.mkdir(parents=True, exist_ok=True)
+    TABLE.write_text("\n".join(["| mutant | file | caught by |", "|---|---|---|", *rows, ""]))
+    print(TABLE.read_text())
+    survivors = [m.what for m, v in zip(MUTANTS, verdicts, strict=True) if not v]
+    assert not survivors

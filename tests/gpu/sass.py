@@ -1,0 +1,89 @@
+"""What the compiler made of a kernel: its instructions, its main loop, the share of them that multiplies."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+MULTIPLIES = ("HMMA", "FFMA", "FFMA2")
+LOCAL = ("LDL", "STL")
+
+
+@dataclass
+class Instruction:
+    at: int
+    op: str  # with its suffixes, without the predicate
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.op.split(".")[0]
+
+    @property
+    def target(self) -> int | None:
+        found = re.search(r"0x([0-9a-f]+)", self.text) if self.name == "BRA" else None
+        return int(found[1], 16) if found else None
+
+
+@dataclass
+class Function:
+    name: str
+    code: list[Instruction]
+
+    def count(self, *names: str) -> int:
+        return sum(i.name in names for i in self.code)
+
+    def loops(self) -> list[list[Instruction]]:
+        """Bodies between a backward branch and its target."""
+        return [
+            [j for j in self.code if i.target <= j.at <= i.at]
+            for i in self.code
+            if i.target is not None and i.target < i.at
+        ]
+
+    def main_loop(self) -> list[Instruction]:
+        """The innermost loop that multiplies and fills stages, or multiplies most densely."""
+        bodies = [b for b in self.loops() if any(i.name in MULTIPLIES for i in b)]
+        copying = [
+            b for b in bodies if any(i.name == "LDGSTS" for i in b) and any(i.name in ("LDSM", "LDS") for i in b)
+        ]
+        return min(copying or bodies, key=len)
+
+    def hot_path(self) -> list[Instruction]:
+        """The main loop without what most turns skip: the start of a tap, and copies of part of a chunk."""
+        body = self.main_loop()
+        cold: set[int] = set()
+        for i in body:
+            if i.target is None or i.target <= i.at:
+                continue
+            skipped = [j for j in body if i.at < j.at < i.target]
+            partial = any(".ZFILL" in j.op for j in skipped)
+            whole = any(j.name == "LDGSTS" and ".ZFILL" not in j.op for j in skipped)
+            if not whole and (partial or not any(j.name in (*MULTIPLIES, "LDSM") for j in skipped)):
+                cold.update(j.at for j in skipped)
+        return [i for i in body if i.at not in cold]
+
+    def share(self) -> float:
+        """Multiplying instructions among those a turn of the main loop issues."""
+        path = self.hot_path()
+        return sum(i.name in MULTIPLIES for i in path) / len(path)
+
+
+def disassemble(cuobjdump: Path, cubin: Path) -> list[Function]:
+    """All kernels of a cubin."""
+    # It calls nvdisasm, which lies beside it.
+    environment = os.environ | {"PATH": f"{cuobjdump.parent}{os.pathsep}{os.environ['PATH']}"}
+    command = [cuobjdump, "-sass", cubin]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    functions = []
+    for part in text.split("Function : ")[1:]:
+        name, _, rest = part.partition("\n")
+        code = []
+        for at, body in re.findall(r"/\*([0-9a-f]{4,6})\*/\s+(.*?);", rest):
+            op = re.sub(r"^@!?U?PT?\w*\s+", "", body).split()[0]
+            code.append(Instruction(int(at, 16), op, body))
+        functions.append(Function(name.strip(), code))
+    return functions
