@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -22,12 +23,13 @@ from tests.gpu.sass import LOCAL, Function, disassemble
 
 RESOURCES = Path(__file__).with_name("resources.json")
 TABLE = CHECKOUT / "build" / "gpu-proof" / "resources.md"
+CUBINS = TABLE.with_name("cubin")
 SOURCES = ("conv_f16", "conv_bf16", "conv_f32")
 #: Least share of multiplying instructions in a turn of the main loop. 16-bit kernels of the large tile are held to the
 #: project's rule of 40 %. A 32-bit product is half as much work an instruction and its operands are rounded first, and
 #: the smaller tiles load more for each product: their bounds are what they reach.
 SHARES = {("F16", "128x128"): 0.40, ("BF16", "128x128"): 0.40, ("F32", "128x64"): 0.60}
-LEAST_SHARE = {"F16": 0.20, "BF16": 0.20, "TF32": 0.15, "F32": 0.50}
+LEAST_SHARE = {"F16": 0.17, "BF16": 0.17, "TF32": 0.10, "F32": 0.50}
 MATHS = ("F16", "BF16", "TF32", "F32")
 
 HOME, CUOBJDUMP = toolkit.home(), toolkit.cuobjdump()
@@ -46,14 +48,31 @@ def key(mangled: str) -> str:
     return "{} {}x{} {}x{} {}".format(MATHS[int(found[1])], *numbers[:5]) + ("" if found[3] == "1" else "u")
 
 
-def compile_one(source: str, arch: int, folder: Path) -> tuple[dict, list[Function]]:
-    cubin = folder / f"{source}_{arch}.cubin"
-    command = [HOME / "bin" / "nvcc", "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++20", "-Werror", "all-warnings"]
-    command += ["-Xptxas", "-v", CHECKOUT / "csrc" / "conv" / f"{source}.cu", "-o", cubin]
-    run = subprocess.run(command, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+def fingerprint() -> str:
+    """Of everything a kernel is compiled from."""
+    csrc = CHECKOUT / "csrc"
+    kernels = [p for p in csrc.glob("conv/conv*") if p.suffix in (".cu", ".cuh", ".h")]
+    files = [
+        *kernels,
+        *csrc.glob("common/cuda/*"),
+        *(csrc / n for n in ("common/check.h", "common/half.h", "conv/problem.h")),
+    ]
+    contents = b"".join(p.name.encode() + p.read_bytes() for p in sorted(files))
+    return hashlib.sha256(toolkit.version(HOME).encode() + contents).hexdigest()[:12]
+
+
+def compile_one(source: str, arch: int, mark: str) -> tuple[dict, list[Function]]:
+    """Resources and code of the kernels of one file for one target; kept in build/ until a source changes."""
+    cubin = CUBINS / f"{source}_{arch}_{mark}.cubin"
+    said = cubin.with_suffix(".txt")
+    if not said.exists():
+        command = [HOME / "bin" / "nvcc", "-cubin", f"-arch=sm_{arch}", "-O3", "-std=c++20", "-Werror", "all-warnings"]
+        command += ["-Xptxas", "-v", CHECKOUT / "csrc" / "conv" / f"{source}.cu", "-o", cubin]
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        said.write_text(run.stderr)
     found = {}
-    for part in run.stderr.split("Compiling entry function '")[1:]:
+    for part in said.read_text().split("Compiling entry function '")[1:]:
         stack, stores, loads = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill", part
         ).groups()
@@ -84,17 +103,21 @@ def plans(folder: Path) -> dict[str, dict]:
 def measure(folder: Path) -> dict[str, dict]:
     """Kernel -> its plan and, by target, what was compiled."""
     kernels = {name: plan | {"targets": {}} for name, plan in plans(folder).items()}
+    CUBINS.mkdir(parents=True, exist_ok=True)
+    mark = fingerprint()
     jobs = [(source, arch) for arch in toolkit.known_archs(HOME) for source in SOURCES]
     with ThreadPoolExecutor(WORKERS) as pool:
-        results = list(pool.map(lambda job: compile_one(*job, folder), jobs))
+        results = list(pool.map(lambda job: compile_one(*job, mark), jobs))
     for (_, arch), (resources, functions) in zip(jobs, results, strict=True):
         for function in functions:
             wide = {i.op for i in function.code}
             kernels[key(function.name)]["targets"][str(arch)] = resources[function.name] | {
                 "instructions": len(function.code),
-                "turn": len(function.hot_path()),
+                "turn": len(function.turn()),
+                "padding": len(function.hot_path()) - len(function.turn()),
                 "share": round(function.share(), 3),
                 "local": function.count(*LOCAL),
+                "wide_loads": any(op.startswith("LDG.E.128") for op in wide),
                 "wide_stores": any(op.startswith("STG.E.128") for op in wide),
                 "wide_copies": any(op.startswith("LDGSTS") and ".128" in op for op in wide),
             }
@@ -147,7 +170,7 @@ def test_nothing_spills(kernels):
 
 
 def test_global_accesses_are_16_bytes_wide(kernels):
-    assert not [(n, a) for n, a, _, t in each(kernels) if not t["wide_stores"]]
+    assert not [(n, a) for n, a, _, t in each(kernels) if not (t["wide_loads"] and t["wide_stores"])]
     assert not [(n, a) for n, a, _, t in each(kernels) if t["wide_copies"] == n.endswith("u")]
 
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 MULTIPLIES = ("HMMA", "FFMA", "FFMA2")
@@ -22,7 +23,7 @@ class Instruction:
     def name(self) -> str:
         return self.op.split(".")[0]
 
-    @property
+    @cached_property
     def target(self) -> int | None:
         found = re.search(r"0x([0-9a-f]+)", self.text) if self.name == "BRA" else None
         return int(found[1], 16) if found else None
@@ -45,12 +46,8 @@ class Function:
         ]
 
     def main_loop(self) -> list[Instruction]:
-        """The innermost loop that multiplies and fills stages, or multiplies most densely."""
-        bodies = [b for b in self.loops() if any(i.name in MULTIPLIES for i in b)]
-        copying = [
-            b for b in bodies if any(i.name == "LDGSTS" for i in b) and any(i.name in ("LDSM", "LDS") for i in b)
-        ]
-        return min(copying or bodies, key=len)
+        """The shortest loop with a barrier in it; the walk over tiles, which holds it, has barriers too."""
+        return min((body for body in self.loops() if any(i.name == "BAR" for i in body)), key=len)
 
     def hot_path(self) -> list[Instruction]:
         """The main loop without what most turns skip: the start of a tap, and copies of part of a chunk."""
@@ -66,10 +63,13 @@ class Function:
                 cold.update(j.at for j in skipped)
         return [i for i in body if i.at not in cold]
 
+    def turn(self) -> list[Instruction]:
+        """The hot path without the NOPs that the compiler puts behind each HMMA for sm_120: padding, not work."""
+        return [i for i in self.hot_path() if i.name != "NOP"]
+
     def share(self) -> float:
         """Multiplying instructions among those a turn of the main loop issues."""
-        path = self.hot_path()
-        return sum(i.name in MULTIPLIES for i in path) / len(path)
+        return sum(i.name in MULTIPLIES for i in self.turn()) / len(self.turn())
 
 
 def disassemble(cuobjdump: Path, cubin: Path) -> list[Function]:

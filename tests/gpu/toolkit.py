@@ -22,7 +22,7 @@ def home() -> Path | None:
 
 
 def cuobjdump() -> Path | None:
-    """From the toolkit or PATH, else the copies that the PyPI packages triton and nvidia-cuda-cuobjdump (with nvidia-cuda-nvdisasm) bring."""
+    """From the toolkit or PATH, else the copy of the PyPI packages triton or nvidia-cuda-{cuobjdump,nvdisasm}."""
     toolkit, site = home(), Path(sysconfig.get_path("purelib"))
     places = [toolkit / "bin" / "cuobjdump"] if toolkit else []
     if found := shutil.which("cuobjdump"):

@@ -95,15 +95,32 @@ __device__ __forceinline__ void store(Global<T> to, V value) {
   using W = typename detail::Word<sizeof(V)>::type;
   *reinterpret_cast<W*>(to.p) = detail::cast<W>(value);
 }
+// The 16-byte forms are spelled out: where the compiler cannot see the alignment of an address that it computes itself,
+// it takes a vector of shared memory apart into words.
 template <class V, class T>
 __device__ __forceinline__ V load(Shared<T> from) {
   using W = typename detail::Word<sizeof(V)>::type;
-  return detail::cast<V>(*reinterpret_cast<const W*>(detail::arena + from.at));
+  if constexpr (sizeof(V) == 16) {
+    uint4 w;
+    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.x), "=r"(w.y), "=r"(w.z), "=r"(w.w)
+                 : "r"(detail::shared_address(from.at))
+                 : "memory");
+    return detail::cast<V>(w);
+  } else {
+    return detail::cast<V>(*reinterpret_cast<const W*>(detail::arena + from.at));
+  }
 }
 template <class V, class T>
 __device__ __forceinline__ void store(Shared<T> to, V value) {
   using W = typename detail::Word<sizeof(V)>::type;
-  *reinterpret_cast<W*>(detail::arena + to.at) = detail::cast<W>(value);
+  const W w = detail::cast<W>(value);
+  if constexpr (sizeof(V) == 16)
+    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(detail::shared_address(to.at)), "r"(w.x), "r"(w.y),
+                 "r"(w.z), "r"(w.w)
+                 : "memory");
+  else
+    *reinterpret_cast<W*>(detail::arena + to.at) = w;
 }
 __device__ __forceinline__ int32_t atomic_add(Global<int32_t> at, int32_t value) { return atomicAdd(at.p, value); }
 
