@@ -146,5 +146,5 @@ def build_command() -> type:
 setup(
     ext_modules=extensions() if BUILDS else [],
     cmdclass={"build_ext": build_command()} if BUILDS else {},
-    package_data={"effkern": ["py.typed", "*.pyi"]},
+    package_data={"effkern": ["py.typed", "*.pyi", "recipes/*/*.toml"]},
 )

@@ -1,4 +1,4 @@
-"""The command line: ``effkern demo | info | bench | report``."""
+"""The command line: ``effkern demo | train | info | bench | report``."""
 
 from __future__ import annotations
 
@@ -52,6 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--quick", action="store_true", help="smoke test in seconds, on scikit-learn's digits")
     demo.set_defaults(run=_demo)
 
+    train = commands.add_parser(
+        "train",
+        help="train a network by one of the methods, on data of yours",
+        description="Runs a recipe of effkern.recipes with one of its configurations or a file of yours. Ctrl-C saves "
+        "first; the same command goes on. Several processes: torchrun --nproc-per-node 2 -m effkern train ...",
+    )
+    train.add_argument(
+        "recipe", metavar="RECIPE", help="blockdrop, dsnet, stochastic-depth, ...; a wrong one lists all"
+    )
+    train.add_argument("--data", required=True, help="fashion-mnist, digits or cifar10:PATH")
+    train.add_argument("--config", default="small", help="small, paper or a TOML file (default: %(default)s)")
+    train.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. train.lr=0.1; may repeat")
+    train.add_argument("--fresh", action="store_true", help="forget what an earlier start left in the folder")
+    train.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
+    train.set_defaults(run=_train)
+
     info = commands.add_parser("info", help="versions, libraries, instruction set: what a bug report needs")
     info.set_defaults(run=_info)
 
@@ -93,6 +110,33 @@ def _demo(options: argparse.Namespace) -> int:
         return _fail(f"demo: {error}")
     except OSError as error:
         return _fail(f"demo: cannot write the run: {error}")
+
+
+def _train(options: argparse.Namespace) -> int:
+    import torch
+
+    from effkern.data import DataError, open_data
+    from effkern.recipes import RecipeError, config_path, run_recipe
+    from effkern.training import CheckpointError, Interrupted
+
+    if options.threads < 0:
+        return _fail(f"train: threads: must be at least 0, got {options.threads}", WRONG_USE)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        config = config_path(options.recipe, options.config)
+    except RecipeError as error:
+        return _fail(f"train: {error}", WRONG_USE)
+    try:
+        out = options.out or Path("runs") / options.recipe
+        run_recipe(options.recipe, config, open_data(options.data), out, options.set, options.fresh)
+    except Interrupted as stopped:
+        return _fail(f"train: {stopped}", 128 + stopped.signal)
+    except (DataError, ValueError, CheckpointError, FloatingPointError, ModuleNotFoundError) as error:
+        return _fail(f"train: {error}")
+    except OSError as error:
+        return _fail(f"train: cannot read or write: {error}")
+    return OK
 
 
 def _info(options: argparse.Namespace) -> int:

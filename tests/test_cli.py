@@ -74,7 +74,7 @@ def test_wrong_options_of_the_demo_are_one_line(arguments, message, capsys):
     assert said.startswith(message) and len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["train"], ["demo", "--seed", "x"], ["report", "pdf"]])
+@pytest.mark.parametrize("arguments", [[], ["train"], ["train", "x"], ["demo", "--seed", "x"], ["report", "pdf"]])
 def test_unknown_words_are_refused_with_the_usage(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "effkern"
-FAMILIES = frozenset({"blockdrop", "dsnet", "reparam", "quantize"})
-TOP = frozenset({"demo", "report", "cli", "__main__"})
+FAMILIES = frozenset({"blockdrop", "dsnet", "reparam", "quantize", "stochastic_depth"})
+TOP = frozenset({"demo", "report", "recipes", "cli", "__main__"})
 #: Room -> rooms it may import besides itself.
 BASE = frozenset({"_version", "_library", "testing"})
 OPS = BASE | {"ops", "_host"}

@@ -10,10 +10,10 @@ forces on. :class:`effkern.models.resnet.ResNet` and what :func:`effkern.nn.skip
 """
 
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import entropy, log_probability, policy_loss, reward
+from effkern.blockdrop.loss import entropy, leave_one_out, log_probability, policy_loss, reward
+from effkern.blockdrop.method import JointTraining, PolicyTraining
 from effkern.blockdrop.network import Backbone, BlockDropNet
 from effkern.blockdrop.policy import PolicyNet, bound, greedy, sample
-from effkern.blockdrop.stochastic_depth import keep_schedule, sample_keep
 from effkern.blockdrop.train import Finetune, PolicyGradient, Usage, evaluate
 
 __all__ = [
@@ -21,17 +21,18 @@ __all__ = [
     "BlockDropNet",
     "Curriculum",
     "Finetune",
+    "JointTraining",
     "PolicyGradient",
     "PolicyNet",
+    "PolicyTraining",
     "Usage",
     "bound",
     "entropy",
     "evaluate",
     "greedy",
-    "keep_schedule",
+    "leave_one_out",
     "log_probability",
     "policy_loss",
     "reward",
     "sample",
-    "sample_keep",
 ]

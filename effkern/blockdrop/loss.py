@@ -74,6 +74,23 @@ def entropy(s: Tensor, form: EntropyForm = "bernoulli") -> Tensor:
     return half if form == "published" else half - torch.special.xlogy(1 - s, 1 - s)
 
 
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """Advantages of several independent draws: each one's reward minus the mean of the others', ``[S, B]``.
+
+    The baseline of a draw does not depend on it, so the estimate stays unbiased; with more draws its variance falls,
+    and no greedy pass is needed.
+
+    Args:
+        rewards: ``[S, B]``, of S >= 2 draws.
+
+    Raises:
+        ValueError: for fewer than two draws.
+    """
+    if rewards.dim() != 2 or len(rewards) < 2:
+        raise ValueError(f"rewards must be [S, B] with at least 2 draws, got {list(rewards.shape)}")
+    return (rewards - rewards.mean(0)) * (len(rewards) / (len(rewards) - 1))
+
+
 def policy_loss(
     s: Tensor,
     keep: Tensor,

@@ -29,9 +29,17 @@ def bound(s: Tensor, a: float = 0.8) -> Tensor:
     return a * s + (1 - a) * (1 - s)
 
 
-def sample(s: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One independent Bernoulli draw for each entry of ``s``: bool, True keeps the block."""
-    return torch.rand(s.shape, generator=generator, device=s.device, dtype=torch.float32) < s
+def sample(s: Tensor, generator: torch.Generator | None = None, uniform: Tensor | None = None) -> Tensor:
+    """One independent Bernoulli draw for each entry of ``s``: bool, True keeps the block.
+
+    Args:
+        s: probabilities, any shape.
+        generator: source of the draw.
+        uniform: numbers in [0, 1) of the shape of ``s`` drawn before; the generator is not used then.
+    """
+    if uniform is None:
+        uniform = torch.rand(s.shape, generator=generator, device=s.device, dtype=torch.float32)
+    return uniform.to(s.device) < s
 
 
 def greedy(s: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import EntropyForm, policy_loss, reward
+from effkern.blockdrop.loss import EntropyForm, leave_one_out, policy_loss, reward
 from effkern.blockdrop.network import BlockDropNet
 from effkern.blockdrop.policy import bound, greedy, sample
 from effkern.nn.residual import set_bn_over
@@ -59,6 +59,8 @@ class PolicyGradient:
         curriculum: which blocks are free; default: all.
         cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
         entropy_form: see :func:`effkern.blockdrop.entropy`.
+        samples: draws an image. One is held against the greedy decision; several against each other
+            (:func:`effkern.blockdrop.leave_one_out`), without a greedy pass.
         generator: source of the draws.
         rewards: mean reward of the draws, one entry a step.
         usages: mean share of blocks the draws ran, one entry a step.
@@ -71,28 +73,47 @@ class PolicyGradient:
     curriculum: Curriculum | None = None
     cost: Tensor | None = None
     entropy_form: EntropyForm = "bernoulli"
+    samples: int = 1
     generator: torch.Generator | None = None
     rewards: list[float] = field(default_factory=list, repr=False)
     usages: list[float] = field(default_factory=list, repr=False)
 
-    def __call__(self, policy: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of one batch; only ``policy`` gets a gradient."""
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+    def __call__(self, policy: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Loss of one batch; only ``policy`` gets a gradient.
+
+        Args:
+            policy: ``[N, ...]`` to logits ``[N, K]``.
+            x, y: images and labels.
+            uniform: ``[N, samples, K]`` numbers in [0, 1) for the draws; default: from ``generator``.
+        """
         s = torch.sigmoid(policy(x))
         bounded = bound(s, self.a)
-        drawn, best = sample(bounded.detach(), self.generator), greedy(s.detach())
+        numbers = [None] * self.samples if uniform is None else uniform.unbind(1)
+        keeps = [sample(bounded.detach(), self.generator, one) for one in numbers]
+        if self.samples == 1:
+            keeps.append(greedy(s.detach()))
         forced, free = 0, None
         if self.curriculum is not None:
-            drawn, best = self.curriculum.force(drawn), self.curriculum.force(best)
+            keeps = [self.curriculum.force(keep) for keep in keeps]
             forced, free = self.curriculum.forced, self.curriculum.free()
         with _eval_mode(self.backbone):
-            scores = _scores(self.backbone, x, [drawn, best], forced)
+            scores = _scores(self.backbone, x, keeps, forced)
         gains = [
-            reward(score.argmax(1) == y, keep, self.gamma, self.cost)
-            for score, keep in zip(scores, (drawn, best), strict=True)
+            reward(score.argmax(1) == y, keep, self.gamma, self.cost) for score, keep in zip(scores, keeps, strict=True)
         ]
-        self.rewards.append(float(gains[0].mean()))
-        self.usages.append(float(drawn.float().mean()))
-        return policy_loss(bounded, drawn, gains[0] - gains[1], free, self.beta, self.entropy_form)
+        drawn = keeps[: self.samples]
+        advantages = [gains[0] - gains[1]] if self.samples == 1 else leave_one_out(torch.stack(gains)).unbind()
+        self.rewards.append(float(torch.stack(gains[: self.samples]).mean()))
+        self.usages.append(float(torch.stack(drawn).float().mean()))
+        losses = [
+            policy_loss(bounded, keep, advantage, free, self.beta, self.entropy_form)
+            for keep, advantage in zip(drawn, advantages, strict=True)
+        ]
+        return torch.stack(losses).mean()
 
 
 @dataclass
@@ -131,15 +152,15 @@ class Finetune:
         if self.bn_stats not in ("active", "all", "frozen"):
             raise ValueError(f"bn_stats must be 'active', 'all' or 'frozen', got {self.bn_stats!r}")
 
-    def __call__(self, net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """Loss of one batch for a :class:`BlockDropNet`."""
+    def __call__(self, net: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None) -> Tensor:
+        """Loss of one batch for a :class:`BlockDropNet`; ``uniform`` ``[N, K]`` holds numbers for the draw."""
         if not isinstance(net, BlockDropNet):
             raise TypeError(f"net must be a BlockDropNet, got {type(net).__name__}")
         backbone = net.backbone
         set_bn_over(backbone, "all" if self.bn_stats == "all" else "kept")
         s = torch.sigmoid(net.policy(x))
         bounded = bound(s, self.a)
-        drawn, best = sample(bounded.detach(), self.generator), greedy(s.detach())
+        drawn, best = sample(bounded.detach(), self.generator, uniform), greedy(s.detach())
         with _eval_mode(backbone), torch.no_grad():
             baseline = reward(backbone(x, best).argmax(1) == y, best, self.gamma, self.cost)
         if self.bn_stats == "frozen":
@@ -164,6 +185,7 @@ class Usage:
         by_block: ``[K]``, share of the images that run each block.
         by_class: ``[classes]``, mean number of blocks for the images of each label; NaN for a label not seen.
         keep: ``[N, K]`` bool, every decision.
+        correct: ``[N]`` bool, whether the answer was right.
     """
 
     top1: float
@@ -172,6 +194,7 @@ class Usage:
     by_block: list[float]
     by_class: list[float]
     keep: Tensor = field(repr=False)
+    correct: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), repr=False)
 
 
 @torch.no_grad()
@@ -215,4 +238,5 @@ def evaluate(
         by_block=keep.double().mean(0).tolist(),
         by_class=[float(used[label == c].mean()) for c in range(int(label.max()) + 1)],
         keep=keep,
+        correct=correct,
     )

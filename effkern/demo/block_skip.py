@@ -19,12 +19,11 @@ from effkern.blockdrop import (
     PolicyNet,
     Usage,
     evaluate,
-    keep_schedule,
-    sample_keep,
 )
 from effkern.models.resnet import ResNet
-from effkern.nn import skip_form
+from effkern.nn import draw_keep, skip_form
 from effkern.nn.residual import set_bn_over
+from effkern.stochastic_depth import survival_schedule
 from effkern.training import FitResult, Recipe, bytes_on_disk, count_macs, count_params
 
 from .context import DemoContext, StageResult, Subject
@@ -121,12 +120,12 @@ def loosen(ctx: DemoContext, network: ResNet, seconds: float) -> FitResult:
 
     The baseline was trained with every block; a policy in front of it could drop hardly any.
     """
-    schedule = keep_schedule(network.num_blocks, KEPT, "uniform")
+    schedule = survival_schedule(network.num_blocks, KEPT, "uniform")
     generator = ctx.generator(35)
     set_bn_over(network, "kept")
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        return F.cross_entropy(model(x, sample_keep(schedule, len(x), "batch", generator)), y)
+        return F.cross_entropy(model(x, draw_keep(schedule, len(x), "batch", generator)), y)
 
     recipe = Recipe(EPOCHS["blocks"], lr=0.05, schedule="cosine", budget_s=budget(ctx, seconds))
     return ctx.fit(network.to(memory_format=torch.channels_last), recipe, stream=36, desc=f"{NAME}: blocks", loss=loss)

@@ -5,6 +5,16 @@ Works on any module called as ``model(x, width)``, with ``width`` an index and, 
 
 from effkern.dsnet.calibrate import calibrate, uncalibrated
 from effkern.dsnet.cost import AtWidth, mac_table
+from effkern.dsnet.method import SupernetTraining, soft_cross_entropy
 from effkern.dsnet.sandwich import SandwichRule, sandwich_backward
 
-__all__ = ["AtWidth", "SandwichRule", "calibrate", "mac_table", "sandwich_backward", "uncalibrated"]
+__all__ = [
+    "AtWidth",
+    "SandwichRule",
+    "SupernetTraining",
+    "calibrate",
+    "mac_table",
+    "sandwich_backward",
+    "soft_cross_entropy",
+    "uncalibrated",
+]

@@ -9,6 +9,7 @@ from effkern.nn.residual import ResidualBlock, ResidualStage
 from effkern.nn.skip import SkipBlock, SkipStage, skip_form
 from effkern.nn.sliced import SlicedConv2d, SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.stochastic_depth import StochasticBlock, StochasticDepth, draw_keep, stochastic_depth
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 __all__ = [
@@ -25,7 +26,11 @@ __all__ = [
     "SlicedConv2d",
     "SlicedConvBNAct",
     "SlicedLinear",
+    "StochasticBlock",
+    "StochasticDepth",
     "SwitchableBatchNorm2d",
+    "draw_keep",
     "freeze_packs",
     "skip_form",
+    "stochastic_depth",
 ]

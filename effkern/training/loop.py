@@ -206,7 +206,7 @@ class _Loop:
             )
         self.ranks.sum_gradients(self.parameters)
         if self.recipe.clip is not None:
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+            metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip))
         self.optimizer.step()
         self.ranks.average_statistics(self.method)
         self.losses.append(metrics["loss"])

@@ -93,6 +93,10 @@ class Method(nn.Module):
         """Metrics on held-out data."""
         raise NotImplementedError
 
+    def report(self) -> dict[str, Any]:
+        """Plain data about the last evaluation that is more than numbers, for a result file."""
+        return {}
+
     def result(self) -> nn.Module:
         """The module whose weights are the outcome."""
         raise NotImplementedError

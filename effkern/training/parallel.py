@@ -45,9 +45,10 @@ class World:
 
     @torch.no_grad()
     def average_statistics(self, module: nn.Module) -> None:
-        """Average the floating-point buffers (running statistics) over the ranks, which then stay equal."""
+        """Average the floating-point buffers of parts in training mode (running statistics) over the ranks."""
         if self.size > 1:
-            buffers = [b for b in module.buffers() if b.is_floating_point() and b.numel()]
+            live = [part for part in module.modules() if part.training]
+            buffers = [b for part in live for b in part.buffers(False) if b.is_floating_point() and b.numel()]
             _sum(buffers)
             for buffer in buffers:
                 buffer /= self.size

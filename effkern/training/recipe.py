@@ -35,7 +35,7 @@ class Recipe:
         milestones: of ``"step"``: fractions of the run after which the rate is multiplied by ``factor``.
         factor: of ``"step"``.
         label_smoothing: of the default cross-entropy.
-        clip: largest gradient norm, or None.
+        clip: largest gradient norm, or None. With a number the norm is logged; 1e9 does nothing else.
         batch_size: images of one optimizer step, of all ranks and accumulated parts together.
         accumulate: parts a rank computes one after the other to save memory; batch norm sees a part.
         bf16: whether forward passes run under bfloat16 autocast.

@@ -12,12 +12,11 @@ from effkern.blockdrop import (
     bound,
     entropy,
     greedy,
-    keep_schedule,
+    leave_one_out,
     log_probability,
     policy_loss,
     reward,
     sample,
-    sample_keep,
 )
 
 
@@ -109,7 +108,7 @@ def probability(s: Tensor, u: Tensor) -> Tensor:
     return torch.where(u, s.unsqueeze(1), 1 - s.unsqueeze(1)).prod(2)
 
 
-@pytest.mark.parametrize("k", [1, 2, 5, 8])
+@pytest.mark.parametrize("k", [1, 2, 4, 5, 8])
 @pytest.mark.parametrize("curriculum", [False, True])
 def test_expected_gradient_is_that_of_the_expected_reward(k, curriculum):
     logits, table = setting(k)
@@ -181,24 +180,34 @@ def test_policy_net_has_only_parameters_that_are_trained():
         PolicyNet(0)
 
 
-def test_stochastic_depth_schedules():
-    assert keep_schedule(54, 0.5).sum().item() == pytest.approx(40.25)  # expected depth of ResNet-110, published
-    assert keep_schedule(3, 0.7).tolist() == pytest.approx([0.9, 0.8, 0.7])
-    assert keep_schedule(3, 0.7, "uniform").tolist() == pytest.approx([0.7] * 3)
-    for wrong in (-0.1, 1.1):
-        with pytest.raises(ValueError, match="last"):
-            keep_schedule(3, wrong)
-    with pytest.raises(ValueError, match="form"):
-        keep_schedule(3, form="cosine")
+def test_leave_one_out_by_hand():
+    got = leave_one_out(torch.tensor([[1.0, 0.0], [0.0, 0.0], [-1.0, 3.0]]))
+    torch.testing.assert_close(got, torch.tensor([[1.5, -1.5], [0.0, -1.5], [-1.5, 3.0]]))
+    with pytest.raises(ValueError, match="at least 2 draws"):
+        leave_one_out(torch.ones(1, 4))
 
 
-def test_stochastic_depth_draws():
-    schedule = torch.tensor([0.0, 0.6, 1.0])
-    rows = sample_keep(schedule, 10_000, generator=torch.Generator().manual_seed(0)).double().mean(0)
-    assert rows[0] == 0 and rows[2] == 1
-    assert abs(rows[1] - 0.6) <= 4 * math.sqrt(0.24 / 10_000)
-    whole = sample_keep(torch.full((9,), 0.5), 6, "batch", torch.Generator().manual_seed(0))
-    assert whole.shape == (6, 9)
-    assert (whole == whole[:1]).all()
-    with pytest.raises(ValueError, match="mode"):
-        sample_keep(schedule, 2, "subset")
+def test_leave_one_out_is_unbiased():
+    """Its expectation over all pairs of draws, by enumeration for K = 4, is the gradient of the expected reward."""
+    k = 4
+    logits, table = setting(k, batch=1)
+    s, u = bound(torch.sigmoid(logits)), decisions(k)
+    pi = probability(s, u)[0]
+    (want,) = torch.autograd.grad(-(pi * table[0]).sum(), logits, retain_graph=True)
+    fixed, rows = pi.detach(), s.expand(2, k)
+    got = torch.zeros_like(want)
+    for i, j in itertools.product(range(2**k), repeat=2):
+        advantages = leave_one_out(table[:, [i, j]].T)[:, 0]
+        loss = policy_loss(rows, u[[i, j]], advantages)
+        (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
+        got += fixed[i] * fixed[j] * grad
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_logit_gradient_by_hand():
+    """For u = 1 and a = 0.8 it is -A 3s(1-s)/(3s+1), at most |A|/3, where s = 1/3."""
+    s = torch.tensor([[0.1, 1 / 3, 0.9]], dtype=torch.float64)
+    logits = torch.logit(s).requires_grad_()
+    policy_loss(bound(torch.sigmoid(logits), 0.8), torch.ones(1, 3), torch.tensor([2.0])).backward()
+    torch.testing.assert_close(logits.grad, -2 * 3 * s * (1 - s) / (3 * s + 1))
+    assert logits.grad.abs().max().item() == pytest.approx(2 / 3)

@@ -64,7 +64,7 @@ def test_a_run_leaves_its_files(tmp_path):
     method, result = go(tmp_path)
     assert (result.steps, result.planned, len(result.losses)) == (20, 20, 20) and not method.training
     lines = (tmp_path / "train.csv").read_text().splitlines()
-    assert lines[0] == "step,loss,noise,lr"
+    assert lines[0] == "step,loss,noise,grad_norm,lr"
     assert [line.split(",")[0] for line in lines[1:]] == ["3", "6", "9", "12", "15", "18", "20"]
     assert float(lines[1].split(",")[1]) == pytest.approx(sum(result.losses[:3]) / 3, rel=1e-12)
     assert float(lines[-1].split(",")[1]) == pytest.approx(sum(result.losses[18:]) / 2, rel=1e-12)

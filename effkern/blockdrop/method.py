@@ -1,0 +1,184 @@
+"""The two phases of BlockDrop as methods of the training loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from effkern.blockdrop.curriculum import Curriculum
+from effkern.blockdrop.loss import EntropyForm, reward
+from effkern.blockdrop.network import BlockDropNet
+from effkern.blockdrop.train import BnStats, Finetune, PolicyGradient, Usage, evaluate
+from effkern.training import Batches, Method, Recipe, Step, parameter_groups
+
+__all__ = ["JointTraining", "PolicyTraining"]
+
+_DRAW = 1  # stream
+
+
+class _OnPolicy(Method):
+    """What both phases share: a network with its policy, and what is measured of it."""
+
+    score = "reward"
+    num_blocks: Tensor
+
+    def __init__(self, net: BlockDropNet, gamma: float, cost: Tensor | None) -> None:
+        super().__init__()
+        self.net, self.gamma, self.cost = net, gamma, cost
+        self.register_buffer("num_blocks", torch.tensor(net.policy.num_blocks))
+        self.usage: Usage | None = None
+
+    @property
+    def k(self) -> int:
+        """K, the number of blocks."""
+        return int(self.net.policy.num_blocks)  # type: ignore[arg-type]
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """Accuracy, blocks, distinct decisions and mean reward of the greedy policy, all blocks being its own."""
+        self.usage = evaluate(self.net.backbone, self.net.policy, batches)
+        gains = reward(self.usage.correct, self.usage.keep, self.gamma, self.cost)
+        usage = self.usage
+        return {
+            "reward": float(gains.double().mean()),
+            "top1": usage.top1,
+            "blocks": usage.blocks,
+            "patterns": usage.patterns,
+        }
+
+    def report(self) -> dict[str, Any]:
+        """Who uses which blocks."""
+        if self.usage is None:
+            return {}
+        by_class = [None if math.isnan(blocks) else blocks for blocks in self.usage.by_class]
+        return {"by_block": self.usage.by_block, "by_class": by_class}
+
+    def result(self) -> nn.Module:
+        """Backbone and policy."""
+        return self.net
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; a state of another number of blocks is refused by that number."""
+        found = state_dict.get("num_blocks")
+        if found is not None and int(found) != self.k:
+            raise ValueError(f"the checkpoint is of a policy over {int(found)} blocks, the network has {self.k}")
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+class PolicyTraining(_OnPolicy):
+    """Phase A: the policy learns in front of a frozen backbone, block by block from the last.
+
+    With t free blocks the first K - t are the same in every pass and are run once a step. The backbone should be in its
+    skipping form (:func:`effkern.nn.skip_form`): the passes then cost what they keep.
+
+    Args:
+        net: backbone and policy; the backbone is frozen.
+        gamma: penalty of a wrong answer.
+        a: bound of the probabilities.
+        beta: weight of the entropy.
+        entropy_form: ``"bernoulli"`` or ``"published"``.
+        samples: draws an image, see :class:`PolicyGradient`.
+        blocks_per_epoch: how fast the curriculum frees blocks, as published one an epoch.
+        ramp: share of the run over which it frees them instead; 0 uses ``blocks_per_epoch``.
+        curriculum: whether there is one; without, all blocks are free from the start.
+        cost: ``[K]``, of each block; default: all the same.
+    """
+
+    free_blocks: Tensor
+
+    def __init__(
+        self,
+        net: BlockDropNet,
+        gamma: float = 1.0,
+        a: float = 0.8,
+        beta: float = 0.1,
+        entropy_form: EntropyForm = "bernoulli",
+        samples: int = 1,
+        blocks_per_epoch: float = 1.0,
+        ramp: float = 0.0,
+        curriculum: bool = True,
+        cost: Tensor | None = None,
+    ) -> None:
+        super().__init__(net, gamma, cost)
+        net.backbone.requires_grad_(False).eval()
+        self.blocks_per_epoch, self.ramp = blocks_per_epoch, ramp
+        course = Curriculum(self.k) if curriculum else None
+        self.gradient = PolicyGradient(net.backbone, gamma, a, beta, course, cost, entropy_form, samples)
+        # In the checkpoint as it is, not worked out again from an epoch number.
+        self.register_buffer("free_blocks", torch.tensor(1 if curriculum else self.k))
+
+    def free(self, at: Step) -> int:
+        """How many blocks are free in a step."""
+        if self.gradient.curriculum is None:
+            return self.k
+        done = self.k * at.fraction / self.ramp if self.ramp else at.epoch * self.blocks_per_epoch
+        return max(1, min(self.k, 1 + int(done)))
+
+    def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
+        """One loss, of the policy alone."""
+        self.free_blocks.fill_(self.free(at))
+        if self.gradient.curriculum is not None:
+            self.gradient.curriculum.free_blocks = int(self.free_blocks)
+        self.gradient.rewards.clear()
+        self.gradient.usages.clear()
+        uniform = at.uniform(len(x), self.gradient.samples, self.k, stream=_DRAW)
+        loss = self.gradient(self.net.policy, x, y, uniform)
+        at.metrics.update(reward=self.gradient.rewards[0], usage=self.gradient.usages[0], free=int(self.free_blocks))
+        yield loss
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """As of both phases, and the accuracy with the blocks forced on that the curriculum has not freed."""
+        batches = list(batches)
+        course = Curriculum(self.k, int(self.free_blocks))
+        forced = evaluate(self.net.backbone, self.net.policy, batches, course)
+        return {**super().evaluate(batches), "top1_forced": forced.top1, "blocks_forced": forced.blocks}
+
+    def train(self, mode: bool = True) -> PolicyTraining:
+        """The backbone stays in eval mode, with its packed weights."""
+        self.training = mode
+        self.net.policy.train(mode)
+        return self
+
+
+class JointTraining(_OnPolicy):
+    """Phase B: policy and backbone together.
+
+    Args:
+        net: backbone and policy.
+        gamma: penalty of a wrong answer, larger than in phase A.
+        a: bound of the probabilities.
+        pg_weight: see :class:`Finetune`.
+        bn_stats: see :class:`Finetune`.
+        policy_lr: learning rate of the policy as a multiple of the recipe's.
+        cost: ``[K]``, of each block; default: all the same.
+    """
+
+    def __init__(
+        self,
+        net: BlockDropNet,
+        gamma: float = 5.0,
+        a: float = 0.8,
+        pg_weight: float = 1.0,
+        bn_stats: BnStats = "active",
+        policy_lr: float = 1.0,
+        cost: Tensor | None = None,
+    ) -> None:
+        super().__init__(net, gamma, cost)
+        self.policy_lr = policy_lr
+        self.objective = Finetune(gamma, a, pg_weight, bn_stats, cost)
+
+    def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
+        """Both networks, the policy at its own rate."""
+        policy = parameter_groups(self.net.policy, recipe, self.policy_lr)
+        return [*parameter_groups(self.net.backbone, recipe), *policy]
+
+    def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
+        """One loss."""
+        self.objective.rewards.clear()
+        self.objective.usages.clear()
+        loss = self.objective(self.net, x, y, at.uniform(len(x), self.k, stream=_DRAW))
+        at.metrics.update(reward=self.objective.rewards[0], usage=self.objective.usages[0])
+        yield loss

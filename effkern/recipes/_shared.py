@@ -1,0 +1,92 @@
+"""What the configurations of all recipes have in common."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from effkern.data import Dataset
+from effkern.models import create_model
+from effkern.training import CheckpointError, load_weights
+
+__all__ = ["DataConfig", "NetworkConfig", "RunConfig", "load_network", "read_weights"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How training images are shown.
+
+    Attributes:
+        augment: random shifts and, where it keeps the label, mirroring.
+        shift: largest shift in pixels.
+    """
+
+    augment: bool = True
+    shift: int = 4
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How often a run is saved, logged and evaluated; see :class:`effkern.training.Run`."""
+
+    save_every_s: float = 300.0
+    keep: int = 3
+    log_every: int = 10
+    evaluate_every: float = 1.0
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """A network by name.
+
+    Attributes:
+        name: of :func:`effkern.models.create_model`.
+        options: of that network; channels and classes follow from the data.
+        init: weights to begin with, a ``.safetensors`` or a ``.npz`` file; empty: random ones from the seed.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+
+
+def load_network(config: NetworkConfig, data: Dataset, seed: int) -> nn.Module:
+    """The network for a data set, with its first weights.
+
+    Raises:
+        ValueError: for an unknown name or option.
+        CheckpointError: if ``init`` cannot be read or is of another network.
+    """
+    torch.manual_seed(seed)
+    channels = data.train.images.shape[1]
+    network = create_model(config.name, in_channels=channels, num_classes=len(data.classes), **config.options)
+    if config.init:
+        path = Path(config.init)
+        try:
+            network.load_state_dict(read_weights(path))
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: does not fit {config.name}: {error}") from error
+    return network.to(memory_format=torch.channels_last)
+
+
+def read_weights(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from safetensors or a NumPy archive; neither can execute anything.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    if path.suffix != ".npz":
+        return load_weights(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error

@@ -1,0 +1,165 @@
+"""BlockDrop from a dense network to a policy: the base (fine-tuned or trained), the policy alone, both together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining
+from effkern.blockdrop.loss import EntropyForm
+from effkern.blockdrop.train import BnStats
+from effkern.data import Dataset
+from effkern.models.resnet import ResNet
+from effkern.nn import skip_form
+from effkern.recipes._runner import Phase
+from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
+from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
+from effkern.stochastic_depth.schedule import Form
+from effkern.training import Method, Recipe, Supervised
+
+__all__ = ["Config", "phases"]
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The dense network's own training.
+
+    Attributes:
+        train: how; None takes the network as its ``init`` file has it.
+        survival: probability of running the last block; below 1 the base learns by stochastic depth, which makes its
+            blocks easier to drop.
+        form: of the survival over the blocks.
+    """
+
+    train: Recipe | None = None
+    survival: float = 1.0
+    form: Form = "linear"
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy network and phase A; see :class:`effkern.blockdrop.PolicyTraining`."""
+
+    train: Recipe
+    widths: tuple[int, ...] = (16, 32, 64)
+    stem_stride: int = 1
+    pool: int = 1
+    init: float = 0.0
+    gamma: float = 1.0
+    a: float = 0.8
+    beta: float = 0.1
+    entropy_form: EntropyForm = "bernoulli"
+    samples: int = 1
+    curriculum: bool = True
+    blocks_per_epoch: float = 1.0
+    ramp: float = 0.0
+    cost: Literal["blocks", "macs"] = "blocks"
+
+
+@dataclass(frozen=True)
+class JointConfig:
+    """Phase B; see :class:`effkern.blockdrop.JointTraining`."""
+
+    train: Recipe
+    gamma: float = 5.0
+    a: float = 0.8
+    pg_weight: float = 1.0
+    bn_stats: BnStats = "active"
+    policy_lr: float = 1.0
+    cost: Literal["blocks", "macs"] = "blocks"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run: phases ``base`` (if it is trained), ``policy`` and ``joint``."""
+
+    network: NetworkConfig
+    policy: PolicyConfig
+    joint: JointConfig
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, Tensor]]) -> Sequence[Phase]:
+    """Base, policy, joint."""
+
+    def base() -> Method:
+        network = load_network(config.network, data, _base_seed(config))
+        train = config.base.train
+        assert train is not None
+        if config.base.survival == 1:
+            return Supervised(network, label_smoothing=train.label_smoothing)
+        survival = survival_schedule(_blocks(network), config.base.survival, config.base.form)
+        return StochasticDepthTraining(convert(network, survival), train.label_smoothing)
+
+    def backbone() -> nn.Module:
+        network = load_network(config.network, data, _base_seed(config))
+        if config.base.train is not None:
+            network.load_state_dict(outcome("base"))
+            if config.base.survival < 1:  # the scale of inference becomes part of the weights
+                survival = survival_schedule(_blocks(network), config.base.survival, config.base.form)
+                network = deploy(convert(network, survival))
+        return skip_form(network).to(memory_format=torch.channels_last)
+
+    def net() -> BlockDropNet:
+        network, chosen = backbone(), config.policy
+        torch.manual_seed(chosen.train.seed + 1)
+        channels = data.train.images.shape[1]
+        policy = PolicyNet(_blocks(network), channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init)
+        return BlockDropNet(network, policy.to(memory_format=torch.channels_last))
+
+    def cost(network: nn.Module, kind: str) -> Tensor | None:
+        if kind == "blocks":
+            return None
+        assert isinstance(network, ResNet)
+        return torch.tensor(network.block_macs(data.train.images.shape[1:])[1], dtype=torch.float32)
+
+    def policy() -> Method:
+        both, chosen = net(), config.policy
+        return PolicyTraining(
+            both,
+            chosen.gamma,
+            chosen.a,
+            chosen.beta,
+            chosen.entropy_form,
+            chosen.samples,
+            chosen.blocks_per_epoch,
+            chosen.ramp,
+            chosen.curriculum,
+            cost(both.backbone, chosen.cost),
+        )
+
+    def joint() -> Method:
+        both, chosen = net(), config.joint
+        both.load_state_dict(outcome("policy"))
+        costs = cost(both.backbone, chosen.cost)
+        return JointTraining(both, chosen.gamma, chosen.a, chosen.pg_weight, chosen.bn_stats, chosen.policy_lr, costs)
+
+    before = ("network", "base")
+    first = [] if config.base.train is None else [Phase("base", config.base.train, base, before)]
+    return [
+        *first,
+        Phase("policy", config.policy.train, policy, (*before, "policy")),
+        Phase("joint", config.joint.train, joint, (*before, "policy", "joint"), keep_best=True),
+    ]
+
+
+def _base_seed(config: Config) -> int:
+    return 0 if config.base.train is None else config.base.train.seed
+
+
+def _blocks(network: nn.Module) -> int:
+    """K.
+
+    Raises:
+        ValueError: if the network has no blocks to skip.
+    """
+    blocks = getattr(network, "num_blocks", 0)
+    if not blocks:
+        raise ValueError(f"network: {type(network).__name__} has no skippable blocks (num_blocks)")
+    return int(blocks)

@@ -1,0 +1,128 @@
+"""Both phases on the training loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining
+from effkern.data import BatchFeed, load_digits
+from effkern.models import create_model
+from effkern.nn import skip_form
+from effkern.training import CheckpointError, Recipe, Run, Step, train
+
+K, DATA = 5, load_digits()
+RECIPE = Recipe(epochs=0.1, lr=1e-3, optimizer="adam", weight_decay=0.0, batch_size=32, schedule="constant")
+
+
+def both(blocks=(2, 1, 2)) -> BlockDropNet:
+    torch.manual_seed(0)
+    backbone = create_model("resnet20", in_channels=1, widths=(4, 6, 8), blocks=blocks, stem_stride=2, shortcut="pool")
+    return BlockDropNet(skip_form(backbone), PolicyNet(sum(blocks), 1, (4, 4, 4), stem_stride=2))
+
+
+def go(method, recipe=RECIPE, **options):
+    feed = BatchFeed(DATA, DATA.train, recipe.batch_size, recipe.seed)
+    return train(method, feed, recipe, held_out=lambda: DATA.batches(DATA.val, 100), **options)
+
+
+def test_phase_a_trains_the_policy_alone(tmp_path):
+    net = both()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    result = go(PolicyTraining(net), run=Run(tmp_path))
+    changed = {name.split(".")[0] for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"policy"} and result.steps == 4
+    assert (tmp_path / "train.csv").read_text().startswith("step,loss,reward,usage,free,lr\n")
+    assert set(result.metrics) == {"reward", "top1", "blocks", "patterns", "top1_forced", "blocks_forced"}
+
+
+def test_the_curriculum_follows_the_run_and_is_saved():
+    method = PolicyTraining(both())
+    assert [method.free(Step(0, epoch=e)) for e in (0, 1, 3, 4, 9)] == [1, 2, 4, 5, 5]
+    half = PolicyTraining(both(), ramp=0.5)
+    assert [half.free(Step(0, fraction=f)) for f in (0, 0.09, 0.11, 0.25, 0.41, 0.5, 1)] == [1, 1, 2, 3, 5, 5, 5]
+    assert PolicyTraining(both(), curriculum=False).free(Step(0)) == K
+    x, y = DATA.normalize(DATA.val.images[:8]), DATA.val.labels[:8]
+    list(method.losses(x, y, Step(7, epoch=2)))
+    resumed = PolicyTraining(both())
+    resumed.load_state_dict(method.state_dict())
+    assert int(resumed.free_blocks) == 3
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_batch_in_parts_draws_what_the_whole_draws(samples):
+    x, y = DATA.normalize(DATA.val.images[:12]), DATA.val.labels[:12]
+    gradients = []
+    for parts in (1, 3):
+        net = both().eval()
+        method = PolicyTraining(net, curriculum=False, samples=samples)
+        for part in range(parts):
+            rows = slice(part * 12 // parts, (part + 1) * 12 // parts)
+            (loss,) = method.losses(x[rows], y[rows], Step(2, part=part, parts=parts))
+            (loss / parts).backward()
+        gradients.append(net.policy.linear.weight.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("bn_stats", ["active", "all", "frozen"])
+def test_phase_b_trains_both_at_their_rates(tmp_path, bn_stats):
+    net = both()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    method = JointTraining(net, bn_stats=bn_stats, policy_lr=0.2)
+    go(method, run=Run(tmp_path))
+    moved = {
+        name: (value - before[name]).abs().max().item() for name, value in net.named_parameters() if value.dim() > 1
+    }
+    # Adam's first steps are as long as the rate
+    assert 0 < max(v for name, v in moved.items() if name.startswith("policy")) < 5 * 0.2e-3
+    assert max(v for name, v in moved.items() if name.startswith("backbone")) > 1.1e-3
+    assert set(method.report()) == {"by_block", "by_class"} and len(method.report()["by_block"]) == K
+    statistics = [name for name in before if "backbone" in name and "running" in name]
+    same = all(torch.equal(net.state_dict()[name], before[name]) for name in statistics)
+    assert same == (bn_stats == "frozen")
+
+
+def test_a_resumed_phase_is_the_same_to_the_bit(tmp_path):
+    whole, halves = both(), both()
+    go(JointTraining(whole), run=Run(tmp_path / "whole"))
+
+    class Stops(JointTraining):
+        def after_step(self, at: Step) -> None:
+            if at.number == 1:
+                raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        go(Stops(halves), run=Run(tmp_path / "halves", save_every_s=0.0))
+    halves = both()
+    go(JointTraining(halves), run=Run(tmp_path / "halves"))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), halves.state_dict().values(), strict=True)
+    )
+
+
+def test_a_checkpoint_of_another_k_is_named(tmp_path):
+    go(PolicyTraining(both()), run=Run(tmp_path))
+    with pytest.raises(CheckpointError, match=r"does not fit .* policy over 5 blocks, the network has 4"):
+        go(PolicyTraining(both((2, 1, 1))), run=Run(tmp_path))
+
+
+def test_reward_of_an_evaluation_by_hand():
+    class Fixed(nn.Module):
+        num_blocks = 2
+
+        def forward(self, x, keep):
+            return torch.stack([keep[:, 0].float(), 0.5 * torch.ones(len(x))], 1)
+
+    class Policy(nn.Module):
+        num_blocks = 2
+
+        def forward(self, x):
+            return torch.stack([x[:, 0], -torch.ones(len(x))], 1)
+
+    method = PolicyTraining(BlockDropNet(Fixed(), Policy()), gamma=3.0)
+    batch = (torch.tensor([[1.0], [-1.0], [1.0], [-1.0]]), torch.tensor([0, 0, 1, 1]))
+    metrics = method.evaluate([batch])
+    # right with one of two blocks; wrong; wrong; right with none
+    assert metrics["reward"] == pytest.approx((0.75 - 3 - 3 + 1) / 4)
+    assert (metrics["top1"], metrics["blocks"], metrics["patterns"]) == (50.0, 0.5, 2)

@@ -1,0 +1,154 @@
+"""Recipes from the command line: their files, their phases, their resumption, their mistakes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from effkern import cli
+from effkern.data import load_digits
+from effkern.recipes import config_path, names
+from effkern.training import load_config, load_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+PHASES = {"blockdrop": ["base", "policy", "joint"], "dsnet": ["supernet"], "stochastic-depth": ["train"]}
+TINY = ["network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2,shortcut='pool'}"]
+SLIM = ["network.options={widths=[2,4],blocks=[1,1]}"]
+SHORT = {
+    "stochastic-depth": ["train.epochs=0.2", "train.batch_size=64"],
+    "dsnet": ["supernet.train.epochs=0.2", "supernet.train.batch_size=64", "supernet.calibration=2"],
+    "blockdrop": [
+        *(f"{phase}.train.epochs=0.2" for phase in ("base", "policy", "joint")),
+        *(f"{phase}.train.batch_size=64" for phase in ("base", "policy", "joint")),
+        "policy.widths=[4]",
+    ],
+}
+
+
+def command(name: str, out: Path, *more: str) -> list[str]:
+    settings = [
+        word for setting in [*(TINY if name != "dsnet" else SLIM), *SHORT[name], *more] for word in ("--set", setting)
+    ]
+    return ["train", name, "--data", "digits", "--out", str(out), *settings]
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_configuration_file_is_one(name):
+    folder = config_path(name, "small").parent
+    module = importlib.import_module(f"effkern.recipes.{folder.name}")
+    files = sorted(path.stem for path in folder.glob("*.toml"))
+    assert {"paper", "small"} <= set(files)
+    data = load_digits()
+    for file in files:
+        config = load_config(module.Config, config_path(name, file))
+        assert module.phases(config, data, dict)
+
+
+@pytest.mark.parametrize("name", sorted(SHORT))
+def test_a_recipe_runs_and_a_second_start_only_reports(name, tmp_path, capsys):
+    for _ in range(2):
+        assert cli.main(command(name, tmp_path)) == 0
+    said = capsys.readouterr().out.splitlines()
+    result = json.loads((tmp_path / "result.json").read_text())
+    phases = PHASES[name]
+    assert list(result["phases"]) == phases and len(said) == 2 * len(phases) and said[0] == said[len(phases)]
+    for phase in phases:
+        done = result["phases"][phase]
+        assert done["steps"] == done["planned"] == 4 and 0 <= done["test"]["top1"] <= 100
+        assert load_weights(tmp_path / phase / "final.safetensors")
+    assert cli.main([*command(name, tmp_path), "--fresh"]) == 0
+
+
+def test_a_later_phase_may_change_without_the_earlier_ones(tmp_path, capsys):
+    assert cli.main(command("blockdrop", tmp_path)) == 0
+    assert cli.main(command("blockdrop", tmp_path, "joint.gamma=2")) == 1
+    assert (
+        "joint/checkpoints: holds a run of another configuration (joint.gamma: 5.0, now 2.0)" in capsys.readouterr().err
+    )
+    other = tmp_path / "other"
+    other.mkdir()
+    for phase in ("base", "policy"):
+        (tmp_path / phase).rename(other / phase)
+    assert cli.main(command("blockdrop", other, "joint.gamma=2")) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        (["train.lrr=1"], 1, "unknown key train.lrr; did you mean train.lr?"),
+        (["train.epochs=0"], 1, "train.epochs: must be positive, got 0"),
+        (["depth.mode=column"], 1, "depth.mode must be one of 'batch', 'row', 'subset', got 'column'"),
+        (["network.name=resnet33"], 1, "unknown name 'resnet33'"),
+        (["network.name=mobilenet_v2", "network.options={}"], 1, "there is no residual block"),
+        (["network.init=/nowhere.safetensors"], 1, "/nowhere.safetensors: cannot be read"),
+        (["train.batch_size=5000"], 1, "batch_size: must be in [1, 1237]"),
+    ],
+)
+def test_mistakes_are_one_line(change, status, message, tmp_path, capsys):
+    assert cli.main(command("stochastic-depth", tmp_path, *change)) == status
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1
+
+
+def test_what_is_not_there_is_listed(tmp_path, capsys):
+    for arguments, message in (
+        (["train", "blockdorp", "--data", "digits"], "'blockdorp': must be one of blockdrop"),
+        (
+            ["train", "blockdrop", "--data", "digits", "--config", "x"],
+            "config: must be one of paper, published, small or",
+        ),
+        (["train", "blockdrop", "--data", "mnist"], "data: must be fashion-mnist, digits or cifar10:PATH, got 'mnist'"),
+    ):
+        assert cli.main([*arguments, "--out", str(tmp_path)]) in (1, 2)
+        assert message in capsys.readouterr().err
+
+
+def test_a_network_the_method_cannot_use_is_refused(tmp_path, capsys):
+    change = ["network.name=mobilenet_v2", "network.options={}", "base.survival=1"]
+    assert cli.main(command("blockdrop", tmp_path, *change)) == 1
+    assert "has no residual block" in capsys.readouterr().err
+    assert cli.main(command("dsnet", tmp_path, *change[:2])) == 1
+    assert "MobileNetV2 is not slimmable" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    arguments = command("stochastic-depth", tmp_path, "train.epochs=50", "run.save_every_s=0")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "effkern", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("train/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on from there" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_torchrun_runs_the_same_command(tmp_path):
+    """Both ranks train and one writes; that they train like one process is tested with the loop."""
+    launch = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "-m", "effkern", *command("blockdrop", tmp_path)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "result.json").read_text())["phases"]["joint"]["steps"] == 4
+    assert done.stdout.count("joint: ") == 1
