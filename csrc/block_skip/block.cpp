@@ -13,7 +13,7 @@ constexpr int64_t kCacheFloats = (512 << 10) / 4;
 
 }  // namespace
 
-Block::Block(const char* op, Kind kind, const Tensor* weights, const Tensor* biases, int64_t c_in, ScalarType dtype,
+Block::Block(const char* op, Kind kind, const View* weights, const View* biases, int64_t c_in, ScalarType dtype,
              int64_t stride, conv::Act act, conv::Algo algo, int64_t first)
     : stride_(stride), act_(act), algo_(algo) {
   EFFKERN_CHECK_VALUE(stride >= 1 && stride < (int64_t{1} << 31), op, ": stride must be at least 1, got ", stride);

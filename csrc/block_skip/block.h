@@ -18,7 +18,7 @@ class Block {
  public:
   // Checks and packs. `weights` are 4-d tensors of x's dtype or handles; the output channels are the length of the last
   // bias. `first` is the number of the first weight in messages: w1, w2, ...
-  Block(const char* op, Kind kind, const Tensor* weights, const Tensor* biases, int64_t c_in, ScalarType dtype,
+  Block(const char* op, Kind kind, const View* weights, const View* biases, int64_t c_in, ScalarType dtype,
         int64_t stride, conv::Act act, conv::Algo algo, int64_t first = 1);
 
   int64_t c_out() const { return convs_.back().c_out; }

@@ -1,9 +1,11 @@
 // Block skipping on the CPU: single blocks, whole stages and compaction. The engine walks row lists, so kept samples
 // are neither gathered nor scattered, and a sample that a stage drops costs nothing after the one copy into the output.
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "../common/direct_entry.h"
 #include "../common/parallel.h"
 #include "block.h"
 
@@ -12,8 +14,8 @@ namespace {
 
 using conv::Activation;
 
-Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep, const Tensor* weights,
-                  const Tensor* biases, int64_t stride, const MaybeTensor& res, const std::string& act,
+Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep, const View* weights,
+                  const View* biases, int64_t stride, const MaybeTensor& res, const std::string& act,
                   const std::string& algo) {
   const Activation in = activation(x, {op, "x"});
   const conv::Act activate = act_from_name(act, op);
@@ -45,14 +47,14 @@ Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep
 
 Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                         const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
-  const Tensor weights[] = {w1, w2}, biases[] = {b1, b2};
+  const View weights[] = {w1, w2}, biases[] = {b1, b2};
   return skip_block("skip_basic_block", Kind::Basic, x, keep, weights, biases, stride, res, act, algo);
 }
 
 Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                        const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
                        std::string act, std::string algo) {
-  const Tensor weights[] = {w1, w2, w3}, biases[] = {b1, b2, b3};
+  const View weights[] = {w1, w2, w3}, biases[] = {b1, b2, b3};
   return skip_block("skip_bottleneck", Kind::Bottleneck, x, keep, weights, biases, stride, res, act, algo);
 }
 
@@ -62,8 +64,10 @@ Kind kind_from_name(const std::string& name, const char* op) {
   return name == "basic" ? Kind::Basic : Kind::Bottleneck;
 }
 
-Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                  std::string kind, std::string act, std::string algo) {
+// make(layout, type) gives the memory of the output. `tensors`: how many weights there are, and biases.
+template <class Make>
+void skip_stage(const View& x, const View& keep, const View* weights, const View* biases, size_t tensors,
+                const std::string& kind, const std::string& act, const std::string& algo, const Make& make) {
   constexpr const char* op = "skip_stage";
   const Activation in = activation(x, {op, "x"});
   const conv::Act activate = act_from_name(act, op);
@@ -72,9 +76,8 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
   const KeepMask mask(keep, 2, {op, "keep"});
   const size_t convs = convs_of(form), blocks = static_cast<size_t>(mask.blocks());
   EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, ", B], got shape ", shape_text(keep));
-  EFFKERN_CHECK_VALUE(weights.size() == convs * blocks && biases.size() == weights.size(), op,
-                      ": weights and biases must have ", convs * blocks, " tensors for ", blocks, " ", kind,
-                      " blocks, got ", weights.size(), " and ", biases.size());
+  EFFKERN_CHECK_VALUE(tensors == convs * blocks, op, ": weights and biases must have ", convs * blocks, " tensors for ",
+                      blocks, " ", kind, " blocks, got ", tensors);
   std::vector<Block> run;
   run.reserve(blocks);
   int64_t inner = 0;
@@ -85,9 +88,10 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
                         run.back().c_out());
     inner = std::max(inner, run.back().scratch_floats(in.h, in.w));
   }
-  Tensor y = like_input(x, in.n, in.c, in.h, in.w);
-  if (y.numel() == 0) return y;
-  const Activation out = activation(y, {op, "y"});
+  const Layout layout = layout_like(x, in.n, in.c, in.h, in.w);
+  void* y = make(layout, x.scalar_type());
+  if (in.n * in.c * in.h * in.w == 0) return;
+  const Activation out = activation(layout, y, x.scalar_type());
 
   // Depth first: a group of samples goes through all blocks while it is in cache. Between blocks the state is fp32
   // channels-last, in the output itself where that is both. Threads take groups; a batch of one is shared inside its
@@ -113,7 +117,16 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
     walk(0, groups);
   else
     parallel_for(0, groups, 1, walk);
-  return y;
+}
+
+Tensor skip_stage_op(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                     std::string kind, std::string act, std::string algo) {
+  EFFKERN_CHECK_VALUE(weights.size() == biases.size(), "skip_stage: weights and biases must have as many tensors, got ",
+                      weights.size(), " and ", biases.size());
+  const std::vector<View> w(weights.begin(), weights.end()), b(biases.begin(), biases.end());
+  std::optional<Tensor> y;
+  skip_stage(x, keep, w.data(), b.data(), w.size(), kind, act, algo, into(y));
+  return *y;
 }
 
 std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
@@ -144,9 +157,22 @@ std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
 }  // namespace
 }  // namespace effkern::block_skip
 
+EFFKERN_EXPORT int effkern_skip_stage(const effkern::direct::SkipStage* call, const effkern::direct::Output* output) {
+  using namespace effkern;
+  return direct::entry(*output, [&](const auto& make) {
+    std::vector<View> weights, biases;
+    for (int64_t i = 0; i < call->tensors; ++i) {
+      weights.push_back(direct::view(call->weights[i]));
+      biases.push_back(direct::view(call->biases[i]));
+    }
+    block_skip::skip_stage(direct::view(call->x), direct::view(call->keep), weights.data(), biases.data(),
+                           weights.size(), call->kind, call->act, call->algo, make);
+  });
+}
+
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
   m.impl("skip_basic_block", TORCH_BOX(&effkern::block_skip::skip_basic_block));
   m.impl("skip_bottleneck", TORCH_BOX(&effkern::block_skip::skip_bottleneck));
-  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage));
+  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage_op));
   m.impl("compact", TORCH_BOX(&effkern::block_skip::compact));
 }

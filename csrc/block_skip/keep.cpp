@@ -23,7 +23,7 @@ bool supported(ScalarType type) {
 
 }  // namespace
 
-KeepMask::KeepMask(const Tensor& keep, int64_t dim, Arg arg) {
+KeepMask::KeepMask(const View& keep, int64_t dim, Arg arg) {
   check_cpu(keep, arg);
   const ScalarType type = keep.scalar_type();
   EFFKERN_CHECK_TYPE(supported(type), arg.op, ": ", arg.name,

@@ -16,7 +16,7 @@ struct Decision {
 class KeepMask {
  public:
   // [N] (one block) or [N, B]: bool, uint8, float32, bfloat16 or float16 with every entry in [0, 1]. `dim` is 1 or 2.
-  KeepMask(const Tensor& keep, int64_t dim, Arg arg);
+  KeepMask(const View& keep, int64_t dim, Arg arg);
 
   int64_t samples() const { return samples_; }
   int64_t blocks() const { return blocks_; }

@@ -15,13 +15,13 @@ float* aligned_floats(int64_t count) {
 
 }  // namespace
 
-bool PackedWeight::is_handle(const Tensor& weight) {
+bool PackedWeight::is_handle(const View& weight) {
   return weight.dim() == 1 && weight.scalar_type() == ScalarType::Byte;
 }
 
 bool is_depthwise(const PackedWeight::Dims& d) { return conv::is_depthwise(d.out_channels, d.in_per_group, d.groups); }
 
-PackedWeight::Dims PackedWeight::dims(const Tensor& weight, int64_t groups, Arg arg, const ScalarType* dtype) {
+PackedWeight::Dims PackedWeight::dims(const View& weight, int64_t groups, Arg arg, const ScalarType* dtype) {
   check_cpu(weight, arg);
   EFFKERN_CHECK_VALUE(groups >= 1, arg.op, ": groups must be at least 1, got ", groups);
   if (is_handle(weight)) {
@@ -61,7 +61,7 @@ PackedWeight::Dims PackedWeight::dims(const Tensor& weight, int64_t groups, Arg 
   return {weight.size(0), weight.size(1), weight.size(2), weight.size(3), groups};
 }
 
-conv::WeightView weight_view(const Tensor& weight, const PackedWeight::Dims& dims, const RunningPart& run) {
+conv::WeightView weight_view(const View& weight, const PackedWeight::Dims& dims, const RunningPart& run) {
   conv::WeightView view;
   view.data = weight.const_data_ptr();
   view.dtype = float_dtype(weight, {"pack", "weight"});
@@ -75,7 +75,7 @@ conv::WeightView weight_view(const Tensor& weight, const PackedWeight::Dims& dim
   return view;
 }
 
-PackedWeight::PackedWeight(const Tensor& weight, const Dims& dims, const RunningPart& run) : dims_(dims), run_(run) {
+PackedWeight::PackedWeight(const View& weight, const Dims& dims, const RunningPart& run) : dims_(dims), run_(run) {
   const bool depthwise = is_depthwise(dims);
   const float* data;
   int64_t out_per_group = run.out_per_group, in_per_group = run.in_per_group;

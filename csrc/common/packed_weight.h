@@ -21,14 +21,14 @@ class PackedWeight {
   };
 
   // A weight is a handle if it is a 1-d uint8 tensor.
-  static bool is_handle(const Tensor& weight);
+  static bool is_handle(const View& weight);
 
   // Reads the dimensions of either form and checks them (a handle's header with its checksum and size; that `groups`
   // divides). Both forms must be on the CPU; a 4-d weight must have `dtype` if that is given.
-  static Dims dims(const Tensor& weight, int64_t groups, Arg arg, const ScalarType* dtype = nullptr);
+  static Dims dims(const View& weight, int64_t groups, Arg arg, const ScalarType* dtype = nullptr);
 
   // Packs the running part of a 4-d weight, or views a handle, whose pack serves every running part.
-  PackedWeight(const Tensor& weight, const Dims& dims, const RunningPart& run);
+  PackedWeight(const View& weight, const Dims& dims, const RunningPart& run);
 
   // Sets problem.weight or problem.depthwise, and kh, kw and groups; problem.c_in is set already. The problem must not
   // outlive this object.
@@ -54,7 +54,7 @@ class PackedWeight {
 bool is_depthwise(const PackedWeight::Dims& dims);
 
 // A 4-d weight as the packer sees it, cut to its running part.
-conv::WeightView weight_view(const Tensor& weight, const PackedWeight::Dims& dims, const RunningPart& run);
+conv::WeightView weight_view(const View& weight, const PackedWeight::Dims& dims, const RunningPart& run);
 
 // Packs a whole 4-d weight and an optional bias into a new handle.
 Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, const char* op);

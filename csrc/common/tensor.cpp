@@ -1,6 +1,8 @@
 #include "tensor.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "parallel.h"
 
@@ -18,7 +20,7 @@ int64_t torch_threads() { return torch::stable::get_num_threads(); }
 
 const bool plugged_in = (set_parallel(torch_loop, torch_threads), true);
 
-void check_pair(const std::vector<int64_t>& pair, int64_t least, const char* name, const char* op) {
+void check_pair(std::span<const int64_t> pair, int64_t least, const char* name, const char* op) {
   EFFKERN_CHECK_VALUE(pair.size() == 2, op, ": ", name, " must have 2 values, got ", pair.size());
   for (const int64_t v : pair)
     EFFKERN_CHECK_VALUE(v >= least && v < kLimit, op, ": ", name, " must be at least ", least, ", got (", pair[0], ", ",
@@ -27,33 +29,38 @@ void check_pair(const std::vector<int64_t>& pair, int64_t least, const char* nam
 
 }  // namespace
 
-std::string shape_text(const Tensor& tensor) {
+std::string shape_text(const View& tensor) {
   std::string text = "[";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i != 0 ? ", " : "") + std::to_string(tensor.size(i));
   return text + "]";
 }
 
-// Whether the elements lie within the storage, which anyone may have resized since.
-static bool has_memory(const Tensor& tensor) {
-  if (tensor.numel() == 0) return true;
-  int64_t bytes = 0, end = 0;
+View::View(const Tensor& tensor)
+    : View(tensor.const_data_ptr(), tensor.scalar_type(), tensor.sizes(), tensor.strides().data(), tensor.is_cpu(), 0) {
+  int64_t bytes = 0, offset = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(tensor.get(), &bytes));
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &end));
-  for (int64_t i = 0; i < tensor.dim(); ++i) {
-    int64_t last = 0;
-    if (__builtin_mul_overflow(tensor.size(i) - 1, tensor.stride(i), &last) || __builtin_add_overflow(end, last, &end))
-      return false;
-  }
-  return end < bytes / static_cast<int64_t>(tensor.element_size()) && tensor.const_data_ptr() != nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_offset(tensor.get(), &offset));
+  capacity_ = bytes / static_cast<int64_t>(tensor.element_size()) - offset;
 }
 
-void check_cpu(const Tensor& tensor, Arg arg) {
+bool View::has_memory() const {
+  if (numel() == 0) return true;
+  int64_t end = 0;
+  for (int64_t i = 0; i < dim_; ++i) {
+    int64_t last = 0;
+    if (__builtin_mul_overflow(sizes_[i] - 1, strides_[i], &last) || __builtin_add_overflow(end, last, &end))
+      return false;
+  }
+  return end < capacity_ && data_ != nullptr;
+}
+
+void check_cpu(const View& tensor, Arg arg) {
   EFFKERN_CHECK_TYPE(tensor.is_cpu(), arg.op, ": ", arg.name, " must be on the CPU like the other arguments");
-  EFFKERN_CHECK_VALUE(has_memory(tensor), arg.op, ": ", arg.name, " must have memory, got shape ", shape_text(tensor),
+  EFFKERN_CHECK_VALUE(tensor.has_memory(), arg.op, ": ", arg.name, " must have memory, got shape ", shape_text(tensor),
                       " on a storage that was given back");
 }
 
-DType float_dtype(const Tensor& tensor, Arg arg) {
+DType float_dtype(const View& tensor, Arg arg) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float:
       return DType::F32;
@@ -66,13 +73,19 @@ DType float_dtype(const Tensor& tensor, Arg arg) {
   }
 }
 
-conv::Activation activation(const Tensor& tensor, Arg arg) {
+conv::Activation activation(const Layout& y, void* data, ScalarType type) {
+  return activation(View(data, type, {y.size, 4}, y.stride, true, std::numeric_limits<int64_t>::max()),
+                    {"output", "y"});
+}
+
+conv::Activation activation(const View& tensor, Arg arg) {
   check_cpu(tensor, arg);
   EFFKERN_CHECK_VALUE(tensor.dim() == 4, arg.op, ": ", arg.name, " must be 4-d [N, C, H, W], got shape ",
                       shape_text(tensor));
   // With strides of 0 a tensor may have more elements than memory has bytes; the engine counts bytes of copies.
+  const bool countable = tensor.numel() < kMaxElements;
   for (int i = 0; i < 4; ++i)
-    EFFKERN_CHECK_VALUE(tensor.size(i) < kLimit && tensor.numel() < kMaxElements, arg.op, ": ", arg.name,
+    EFFKERN_CHECK_VALUE(tensor.size(i) < kLimit && countable, arg.op, ": ", arg.name,
                         " must have dimensions below 2^31 and fewer than 2^58 elements, got shape ",
                         shape_text(tensor));
   conv::Activation a;
@@ -85,16 +98,27 @@ conv::Activation activation(const Tensor& tensor, Arg arg) {
   return a;
 }
 
-bool channels_last(const Tensor& x) { return x.size(1) > 1 && x.size(2) * x.size(3) > 1 && x.stride(1) == 1; }
+bool channels_last(const View& x) { return x.size(1) > 1 && x.size(2) * x.size(3) > 1 && x.stride(1) == 1; }
 
-Tensor like_input(const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w) {
-  using torch::headeronly::MemoryFormat;
-  const int64_t size[] = {n, c, h, w};
-  return torch::stable::empty({size, 4}, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                              channels_last(x) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+Layout layout_like(const View& x, int64_t n, int64_t c, int64_t h, int64_t w) {
+  if (channels_last(x)) return {{n, c, h, w}, {h * w * c, 1, w * c, c}};
+  const auto step = [](int64_t size) { return std::max<int64_t>(size, 1); };
+  return {{n, c, h, w}, {step(c) * step(h) * step(w), step(h) * step(w), step(w), 1}};
 }
 
-FloatVector::FloatVector(const MaybeTensor& tensor, int64_t size, ScalarType other, Arg arg, bool finite) {
+Tensor empty(const Layout& layout, ScalarType type) {
+  AtenTensorHandle handle = nullptr;  // torch::stable::empty looks its operator up by name at every call
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      4, layout.size, layout.stride, torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+      aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor like_input(const View& x, int64_t n, int64_t c, int64_t h, int64_t w) {
+  return empty(layout_like(x, n, c, h, w), x.scalar_type());
+}
+
+FloatVector::FloatVector(const MaybeView& tensor, int64_t size, ScalarType other, Arg arg, bool finite) {
   if (!tensor.has_value()) return;
   check_cpu(*tensor, arg);
   EFFKERN_CHECK_VALUE(tensor->dim() == 1 && tensor->size(0) == size, arg.op, ": ", arg.name, " must have shape [", size,
@@ -134,8 +158,8 @@ conv::Algo algo_from_name(const std::string& name, const char* op) {
 
 void check_algo(const std::string& algo, const char* op) { algo_from_name(algo, op); }
 
-Geometry geometry(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                  const std::vector<int64_t>& dilation, const char* op) {
+Geometry geometry(std::span<const int64_t> stride, std::span<const int64_t> padding, std::span<const int64_t> dilation,
+                  const char* op) {
   check_pair(stride, 1, "stride", op);
   check_pair(padding, 0, "padding", op);
   check_pair(dilation, 1, "dilation", op);
@@ -150,7 +174,7 @@ void set_geometry(conv::Problem& problem, const Geometry& g) {
   }
 }
 
-void output_map(const Tensor& x, int64_t kh, int64_t kw, const Geometry& g, const char* op, int64_t out[2]) {
+void output_map(const View& x, int64_t kh, int64_t kw, const Geometry& g, const char* op, int64_t out[2]) {
   const int64_t kernel[2] = {kh, kw};
   for (int i = 0; i < 2; ++i) {
     EFFKERN_CHECK_VALUE(kernel[i] >= 1 && kernel[i] < kLimit / 2, op, ": kernel size must be at least 1, got ",

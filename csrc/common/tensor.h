@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -24,35 +25,90 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+// A tensor as kernels look at it, without a reference: valid while the tensor lives.
+class View {
+ public:
+  View(const Tensor& tensor);
+  // `capacity`: elements that the storage holds from `data` on.
+  View(const void* data, ScalarType type, torch::headeronly::IntHeaderOnlyArrayRef sizes, const int64_t* strides,
+       bool is_cpu, int64_t capacity)
+      : data_(data),
+        sizes_(sizes.data()),
+        strides_(strides),
+        dim_(static_cast<int64_t>(sizes.size())),
+        capacity_(capacity),
+        type_(type),
+        is_cpu_(is_cpu) {}
+
+  // Whether the elements lie within the storage, which anyone may have resized since.
+  bool has_memory() const;
+  const void* const_data_ptr() const { return data_; }
+  ScalarType scalar_type() const { return type_; }
+  bool is_cpu() const { return is_cpu_; }
+  int64_t dim() const { return dim_; }
+  int64_t size(int64_t i) const { return sizes_[i]; }
+  int64_t stride(int64_t i) const { return strides_[i]; }
+  int64_t numel() const {
+    int64_t product = 1;
+    for (int64_t i = 0; i < dim_; ++i) product *= sizes_[i];
+    return product;
+  }
+
+ private:
+  const void* data_;
+  const int64_t *sizes_, *strides_;
+  int64_t dim_, capacity_;
+  ScalarType type_;
+  bool is_cpu_;
+};
+
+using MaybeView = std::optional<View>;
+
 // Where a check happens: the op and the argument, for messages.
 struct Arg {
   const char* op;
   const char* name;
 };
 
-std::string shape_text(const Tensor& tensor);
+std::string shape_text(const View& tensor);
 
 // float32, bfloat16 or float16; TypeError otherwise.
-DType float_dtype(const Tensor& tensor, Arg arg);
+DType float_dtype(const View& tensor, Arg arg);
 
 // TypeError unless the tensor is a CPU tensor, ValueError if its storage was resized to less (as sharding does).
-void check_cpu(const Tensor& tensor, Arg arg);
+void check_cpu(const View& tensor, Arg arg);
 
 // A 4-d CPU float tensor of any strides.
-conv::Activation activation(const Tensor& tensor, Arg arg);
+conv::Activation activation(const View& tensor, Arg arg);
 
-// Uninitialised [n, c, h, w] of x's dtype: channels_last if x is, in the sense of `channels_last`, else contiguous.
-Tensor like_input(const Tensor& x, int64_t n, int64_t c, int64_t h, int64_t w);
+// [n, c, h, w] as it will lie in memory: channels_last if x is, in the sense of `channels_last`, else contiguous.
+struct Layout {
+  int64_t size[4], stride[4];
+};
+Layout layout_like(const View& x, int64_t n, int64_t c, int64_t h, int64_t w);
+
+Tensor empty(const Layout& layout, ScalarType type);  // uninitialised
+
+// Makes `y` in a layout, for ops that ask whoever calls them for the memory of their output.
+inline auto into(std::optional<Tensor>& y) {
+  return [&y](const Layout& layout, ScalarType type) { return y.emplace(empty(layout, type)).mutable_data_ptr(); };
+}
+
+// The same as the engine takes it, at `data`.
+conv::Activation activation(const Layout& layout, void* data, ScalarType type);
+
+// Uninitialised, of x's dtype and in its layout.
+Tensor like_input(const View& x, int64_t n, int64_t c, int64_t h, int64_t w);
 
 // The layout rule of the package (Python's twin: effkern/ops/_registry.py): decided by strides, and NCHW where both
 // fit.
-bool channels_last(const Tensor& x);
+bool channels_last(const View& x);
 
 // A 1-d tensor of `size` elements, float32 or `other` dtype, read as fp32. Views fp32 memory, converts anything else.
 class FloatVector {
  public:
   FloatVector() = default;
-  FloatVector(const MaybeTensor& tensor, int64_t size, ScalarType other, Arg arg, bool finite = false);
+  FloatVector(const MaybeView& tensor, int64_t size, ScalarType other, Arg arg, bool finite = false);
   FloatVector(FloatVector&&) = default;  // a moved vector keeps its memory, so data_ stays right
   FloatVector& operator=(FloatVector&&) = default;
   FloatVector(const FloatVector&) = delete;
@@ -73,12 +129,12 @@ void check_algo(const std::string& algo, const char* op);
 struct Geometry {
   int64_t stride[2], pad[2], dil[2];
 };
-Geometry geometry(const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-                  const std::vector<int64_t>& dilation, const char* op);
+Geometry geometry(std::span<const int64_t> stride, std::span<const int64_t> padding, std::span<const int64_t> dilation,
+                  const char* op);
 
 void set_geometry(conv::Problem& problem, const Geometry& g);
 
 // Output height and width of x under a kernel; ValueError if the kernel does not fit.
-void output_map(const Tensor& x, int64_t kh, int64_t kw, const Geometry& g, const char* op, int64_t out[2]);
+void output_map(const View& x, int64_t kh, int64_t kw, const Geometry& g, const char* op, int64_t out[2]);
 
 }  // namespace effkern

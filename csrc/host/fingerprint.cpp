@@ -54,12 +54,18 @@ uint64_t hash_samples(const unsigned char* data, int64_t elements, int64_t size)
 }
 
 // `address` is the data pointer of a live tensor that spans `elements` elements of `element_size` bytes.
-int64_t fingerprint(uintptr_t address, int64_t elements, int64_t element_size, bool full) {
+int64_t checked_fingerprint(uintptr_t address, int64_t elements, int64_t element_size, bool full) {
   if (elements < 0) throw py::value_error("elements: must not be negative, got " + std::to_string(elements));
   if (element_size < 1 || element_size > 8)
     throw py::value_error("element_size: must be 1 to 8, got " + std::to_string(element_size));
   if (elements > 0 && address == 0) throw py::value_error("address: must not be null");
-  const auto* data = reinterpret_cast<const unsigned char*>(address);
+  return fingerprint_bits(reinterpret_cast<const void*>(address), elements, element_size, full);
+}
+
+}  // namespace
+
+int64_t fingerprint_bits(const void* address, int64_t elements, int64_t element_size, bool full) {
+  const auto* data = static_cast<const unsigned char*>(address);
   const int64_t bytes = elements * element_size;
   uint64_t result = mix(0, static_cast<uint64_t>(bytes));
   if (full) {
@@ -73,11 +79,9 @@ int64_t fingerprint(uintptr_t address, int64_t elements, int64_t element_size, b
   return static_cast<int64_t>(result >> 1);  // non-negative
 }
 
-}  // namespace
-
 void bind_fingerprint(py::module_& m) {
-  m.def("fingerprint", &fingerprint, py::arg("address"), py::arg("elements"), py::arg("element_size"), py::arg("full"),
-        "Hash the bits of the tensor at `address`: 256 samples and both ends, or all of it.");
+  m.def("fingerprint", &checked_fingerprint, py::arg("address"), py::arg("elements"), py::arg("element_size"),
+        py::arg("full"), "Hash the bits of the tensor at `address`: 256 samples and both ends, or all of it.");
 }
 
 }  // namespace effkern::host

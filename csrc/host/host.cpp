@@ -1,4 +1,4 @@
-// effkern._host: host-side work on NumPy arrays and plain values. Never tensors, never a hot path.
+// effkern._host: host-side work on NumPy arrays and plain values, and the short way from Python to a kernel (direct.h).
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "codes.h"
+#include "direct.h"
 #include "fingerprint.h"
 #include "isa.h"
 #include "kmeans.h"
@@ -171,4 +172,5 @@ PYBIND11_MODULE(_host, m, py::mod_gil_not_used()) {
   m.def("fma_peak", &py_fma_peak, py::arg("seconds") = 0.05, py::arg("isa") = py::none(),
         "GFLOP/s of this thread on nothing but float32 multiply-adds, right now.");
   bind_fingerprint(m);
+  bind_direct(m);
 }

@@ -5,10 +5,6 @@
 #include <stdexcept>
 
 namespace effkern::host {
-namespace {
-
-const char* const kNames[] = {"scalar", "avx2", "avx512"};
-constexpr int kSets = 3;
 
 // torch loads _C.so with local symbols, so it has to be found by its path; NOLOAD: never bring in a second copy.
 void* symbol(const char* name) {
@@ -26,6 +22,11 @@ void* symbol(const char* name) {
     throw std::runtime_error(std::string("effkern._C has no ") + name + ": the two were not built together");
   return found;
 }
+
+namespace {
+
+const char* const kNames[] = {"scalar", "avx2", "avx512"};
+constexpr int kSets = 3;
 
 }  // namespace
 

@@ -6,6 +6,9 @@
 
 namespace effkern::host {
 
+// A C function of _C.so by name.
+void* symbol(const char* name);
+
 // All of them throw std::runtime_error if _C.so, which lies next to this library, is not loaded.
 std::string isa();
 std::vector<std::string> available_isas();

@@ -32,6 +32,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from effkern import _library
+from effkern.ops import _direct
 
 try:
     from effkern import _host
@@ -41,6 +42,7 @@ except ImportError:  # an install without native code: nothing is packed, so not
 _MODES = ("on", "off", "full")
 _DEFAULT_LIMIT = 256 << 20
 _SWEEP_EVERY = 256  # look-ups between two searches for packs whose weight is gone
+_MOST_QUICK = 4096
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _PLAIN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -85,9 +87,13 @@ class Stamp:
         self._full = memo().mode == "full" if full is None else full
         self._sources = tuple(None if t is None else _Source(t, self._full) for t in tensors)
         self._epoch = memo().epoch
+        #: The same for :mod:`effkern.ops._direct`, where that can be used.
+        self.direct = _direct.stamp(tuple(tensors), self._full)
 
     def holds(self, tensors: Sequence[Tensor | None]) -> bool:
         """Whether ``tensors`` are the same memory with the same content, as far as the fingerprint sees."""
+        if self.direct is not None:
+            return _direct.stamp_holds(self.direct, tuple(tensors))
         for source, tensor in zip(self._sources, tensors, strict=True):
             if source is None or tensor is None:
                 if source is not tensor:
@@ -179,6 +185,9 @@ class Memo:
         self.mode, self.limit = mode, limit
         self.bytes = self.hits = self.misses = self.epoch = 0
         self._entries: OrderedDict[Hashable, tuple[Stamp, Tensor]] = OrderedDict()
+        #: (*ids of the tensors, *tag) -> stamp and pack, for calls past the dispatcher. The stamp decides; an id is only
+        #: where to look. Empty while more than half of the bytes are used: these look-ups count as no use of a pack.
+        self.quick: dict[Hashable, tuple[object, Tensor]] = {}
         self._lookups = 0
         self._lock = threading.Lock()
 
@@ -188,7 +197,7 @@ class Memo:
     def packed(
         self,
         tensors: Sequence[Tensor | None],
-        tag: Hashable,
+        tag: tuple[Hashable, ...],
         pack: Callable[[], Tensor],
         inputs: Sequence[Tensor | None] = (),
     ) -> Tensor | None:
@@ -217,6 +226,7 @@ class Memo:
                 self._entries.move_to_end(key)
         if found is not None and found[0].holds(tensors):
             self.hits += 1
+            self._remember(tensors, tag, *found)
             return found[1]
         self.misses += 1
         stamp = Stamp(tensors, self.mode == "full")
@@ -229,9 +239,17 @@ class Memo:
             if handle.nbytes <= self.limit and stamp.holds(tensors):
                 self._entries[key] = (stamp, handle)
                 self.bytes += handle.nbytes
+                if 2 * self.bytes > self.limit:
+                    self.quick.clear()
                 while self.bytes > self.limit:
                     self._drop(next(iter(self._entries)))
         return handle
+
+    def _remember(self, tensors: Sequence[Tensor | None], tag: tuple[Hashable, ...], stamp: Stamp, pack: Tensor) -> None:
+        if stamp.direct is not None and 2 * self.bytes <= self.limit:
+            if len(self.quick) >= _MOST_QUICK:
+                self.quick.clear()
+            self.quick[(*map(id, tensors), *tag)] = (stamp.direct, pack)
 
     def invalidate(self, tensor: Tensor | None = None) -> int:
         """Forget the packs made from ``tensor``'s storage, or all packs; returns how many there were."""
@@ -245,6 +263,7 @@ class Memo:
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
+        self.quick.clear()
         if entry is not None:
             self.bytes -= entry[1].nbytes
 

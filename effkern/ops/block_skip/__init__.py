@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from effkern.ops import _checks as check
+from effkern.ops import _direct
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.block_skip import gradient, reference
 
@@ -333,7 +334,12 @@ def skip_stage(
 
     Differentiable as :func:`skip_basic_block`; the backward pass computes the kept activations again.
     """
-    return _skip_stage(x, keep, list(weights), list(biases), kind, act, algo)
+    weights, biases = list(weights), list(biases)
+    if not torch.compiler.is_compiling():
+        y = _direct.skip_stage(x, keep, weights, biases, kind, act, algo)
+        if y is not None:
+            return y
+    return _skip_stage(x, keep, weights, biases, kind, act, algo)
 
 
 def compact(keep: Tensor) -> tuple[Tensor, Tensor]:

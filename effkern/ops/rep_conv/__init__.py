@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from effkern.ops import _checks as check
+from effkern.ops import _direct
 from effkern.ops._autograd import activation_backward
 from effkern.ops._conv_backward import conv2d_backward
 from effkern.ops._memo import memo
@@ -220,8 +221,16 @@ def rep_conv2d(
     >>> rep_conv2d(torch.ones(1, 1, 3, 3), torch.full((1, 1, 3, 3), -1.0), torch.tensor([5.0])).item()
     0.0
     """
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        known = memo().quick.get((id(weight), id(bias), "conv", groups, algo))
+        if known is not None:
+            y = _direct.rep_conv2d(x, weight, bias, *known, stride, padding, dilation, groups, act, residual, algo)
+            if y is not None:
+                memo().hits += 1
+                return y
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
-    if not torch.compiler.is_compiling() and weight.dim() == 4 and weight.dtype == x.dtype and x.is_cpu:
+    if not compiling and weight.dim() == 4 and weight.dtype == x.dtype and x.is_cpu:
         handle = memo().packed(
             (weight, bias), ("conv", groups, algo), lambda: pack_conv_weight(weight, bias, groups, algo), (x, residual)
         )
@@ -265,6 +274,12 @@ def rep_conv2d_packed(
 
     Differentiable (twice) in x and residual.
     """
+    if not torch.compiler.is_compiling():
+        y = _direct.rep_conv2d_packed(
+            x, handle, out_channels, kernel_size, stride, padding, dilation, groups, act, residual, algo
+        )
+        if y is not None:
+            return y
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
     kernel = check.pair(kernel_size, "kernel_size")
     return _packed_op(x, handle, out_channels, kernel, *geometry, groups, act, residual, algo)

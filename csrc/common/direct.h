@@ -1,0 +1,41 @@
+// Calls of ops past the dispatcher: what _host.so, another library, hands to _C.so (csrc/host/direct.cpp). No torch
+// here.
+//
+// An entry returns 0 if it did the call, and 1 if the arguments are not what the op takes; nothing was made or written
+// then, and the call through the dispatcher says what is wrong with them.
+#pragma once
+
+#include <cstdint>
+
+namespace effkern::direct {
+
+// A CPU tensor. `capacity`: elements its storage holds from `data` on; `type`: the number of torch's ScalarType.
+struct TensorRef {
+  const void* data;
+  const int64_t *sizes, *strides;
+  int64_t dim, capacity;
+  int32_t type;
+};
+
+// Makes the output, once, when everything is checked: returns its memory, or null to give up.
+struct Output {
+  void* (*make)(void* context, const int64_t size[4], const int64_t stride[4], int32_t type);
+  void* context;
+};
+
+struct RepConv {
+  TensorRef x, handle, residual;  // residual.data is null if there is none
+  int64_t out_channels, kernel[2], stride[2], padding[2], dilation[2], groups;
+  const char *act, *algo;
+};
+using RepConvEntry = int (*)(const RepConv*, const Output*);  // effkern_rep_conv2d_packed
+
+struct SkipStage {
+  TensorRef x, keep;
+  const TensorRef *weights, *biases;
+  int64_t tensors;  // of weights, and of biases
+  const char *kind, *act, *algo;
+};
+using SkipStageEntry = int (*)(const SkipStage*, const Output*);  // effkern_skip_stage
+
+}  // namespace effkern::direct
