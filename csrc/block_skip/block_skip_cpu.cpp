@@ -14,9 +14,11 @@ namespace {
 
 using conv::Activation;
 
-Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep, const View* weights,
-                  const View* biases, int64_t stride, const MaybeTensor& res, const std::string& act,
-                  const std::string& algo) {
+// make(layout, type) gives the memory of the output.
+template <class Make>
+void skip_block(const char* op, Kind kind, const View& x, const View& keep, const View* weights, const View* biases,
+                int64_t stride, const MaybeView& res, const std::string& act, const std::string& algo,
+                const Make& make) {
   const Activation in = activation(x, {op, "x"});
   const conv::Act activate = act_from_name(act, op);
   const conv::Algo algorithm = algo_from_name(algo, op);
@@ -35,27 +37,31 @@ Tensor skip_block(const char* op, Kind kind, const Tensor& x, const Tensor& keep
     EFFKERN_CHECK_VALUE(stride == 1 && block.c_out() == in.c, op, ": res must be given for stride ", stride, " and ",
                         in.c, " to ", block.c_out(), " channels; x does not fit as the shortcut");
   }
-  Tensor y = like_input(x, in.n, block.c_out(), h, w);
-  if (y.numel() == 0) return y;
-  const Activation out = activation(y, {op, "y"});
+  const Layout layout = layout_like(x, in.n, block.c_out(), h, w);
+  void* y = make(layout, x.scalar_type());
+  if (in.n * block.c_out() * h * w == 0) return;
+  const Activation out = activation(layout, y, x.scalar_type());
   const Decision decision = mask.decide(0, 0, in.n);
   copy_rows(residual, decision.dropped.data(), out, decision.dropped.data(),
             static_cast<int64_t>(decision.dropped.size()));
   run_block(block, decision, in, residual, out, 0);
-  return y;
 }
 
 Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                         const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
   const View weights[] = {w1, w2}, biases[] = {b1, b2};
-  return skip_block("skip_basic_block", Kind::Basic, x, keep, weights, biases, stride, res, act, algo);
+  std::optional<Tensor> y;
+  skip_block("skip_basic_block", Kind::Basic, x, keep, weights, biases, stride, res, act, algo, into(y));
+  return *y;
 }
 
 Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                        const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
                        std::string act, std::string algo) {
   const View weights[] = {w1, w2, w3}, biases[] = {b1, b2, b3};
-  return skip_block("skip_bottleneck", Kind::Bottleneck, x, keep, weights, biases, stride, res, act, algo);
+  std::optional<Tensor> y;
+  skip_block("skip_bottleneck", Kind::Bottleneck, x, keep, weights, biases, stride, res, act, algo, into(y));
+  return *y;
 }
 
 Kind kind_from_name(const std::string& name, const char* op) {
@@ -156,6 +162,21 @@ std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
 
 }  // namespace
 }  // namespace effkern::block_skip
+
+EFFKERN_EXPORT int effkern_skip_block(const effkern::direct::SkipBlock* call, const effkern::direct::Output* output) {
+  using namespace effkern;
+  return direct::entry(*output, [&](const auto& make) {
+    std::vector<View> weights, biases;
+    for (int64_t i = 0; i < call->tensors; ++i) {
+      weights.push_back(direct::view(call->weights[i]));
+      biases.push_back(direct::view(call->biases[i]));
+    }
+    const auto kind = call->tensors == 2 ? block_skip::Kind::Basic : block_skip::Kind::Bottleneck;
+    block_skip::skip_block("skip_block", kind, direct::view(call->x), direct::view(call->keep), weights.data(),
+                           biases.data(), call->stride, direct::maybe_view(call->residual), call->act, call->algo,
+                           make);
+  });
+}
 
 EFFKERN_EXPORT int effkern_skip_stage(const effkern::direct::SkipStage* call, const effkern::direct::Output* output) {
   using namespace effkern;

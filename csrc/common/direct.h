@@ -38,4 +38,13 @@ struct SkipStage {
 };
 using SkipStageEntry = int (*)(const SkipStage*, const Output*);  // effkern_skip_stage
 
+// One block: basic with two weights and biases, bottleneck with three.
+struct SkipBlock {
+  TensorRef x, keep, residual;  // residual.data is null if there is none
+  TensorRef weights[3], biases[3];
+  int64_t tensors, stride;
+  const char *act, *algo;
+};
+using SkipBlockEntry = int (*)(const SkipBlock*, const Output*);  // effkern_skip_block
+
 }  // namespace effkern::direct

@@ -16,6 +16,7 @@ namespace {
 
 const TorchApi* the_torch = nullptr;  // null: not connected, every call goes through the dispatcher
 direct::RepConvEntry rep_conv = nullptr;
+direct::SkipBlockEntry skip_block = nullptr;
 direct::SkipStageEntry skip_stage = nullptr;
 
 constexpr const char* kStamp = "effkern.stamp";
@@ -116,6 +117,24 @@ PyObject* rep_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return Result().of(rep_conv, call);
 }
 
+// (x, keep, w1, b1, w2, b2[, w3, b3], stride, res, act, algo): skip_basic_block or skip_bottleneck.
+PyObject* skip_block_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  direct::SkipBlock call;
+  if (the_torch == nullptr || (count != 10 && count != 12) || !the_torch->nothing_watches()) Py_RETURN_NONE;
+  const bool grad = the_torch->records_gradients();
+  call.tensors = count / 2 - 3;
+  bool fits = the_torch->look(args[0], grad, call.x) && the_torch->look(args[1], grad, call.keep);
+  for (int64_t i = 0; fits && i < call.tensors; ++i)
+    fits = the_torch->look(args[2 + 2 * i], grad, call.weights[i]) &&
+           the_torch->look(args[3 + 2 * i], grad, call.biases[i]);
+  PyObject* const* tail = args + count - 4;
+  call.residual.data = nullptr;
+  if (!fits || !number(tail[0], call.stride) || !word(tail[2], call.act) || !word(tail[3], call.algo) ||
+      (tail[1] != Py_None && !the_torch->look(tail[1], grad, call.residual)))
+    Py_RETURN_NONE;
+  return Result().of(skip_block, call);
+}
+
 // (x, keep, weights, biases, kind, act, algo), with weights and biases lists of tensors.
 PyObject* skip_stage_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::SkipStage call;
@@ -195,6 +214,8 @@ PyMethodDef methods[] = {
      "The op on (x, weight, bias, stamp, handle, stride, padding, dilation, groups, act, residual, algo), or None."},
     {"rep_conv2d_packed", method(rep_conv2d_packed), METH_FASTCALL,
      "The op on its own arguments, all positional, or None if this call has to go through the dispatcher."},
+    {"skip_block", method(skip_block_call), METH_FASTCALL,
+     "skip_basic_block or skip_bottleneck on its own arguments, all positional, or None; see rep_conv2d_packed."},
     {"skip_stage", method(skip_stage_call), METH_FASTCALL,
      "The op on its own arguments, all positional, or None if this call has to go through the dispatcher."},
     {"stamp", method(stamp), METH_FASTCALL, "What a tuple of tensors is now, or None for tensors that are not plain."},
@@ -211,6 +232,7 @@ void bind_direct(py::module_& m) {
       [] {
         try {
           rep_conv = reinterpret_cast<direct::RepConvEntry>(symbol("effkern_rep_conv2d_packed"));
+          skip_block = reinterpret_cast<direct::SkipBlockEntry>(symbol("effkern_skip_block"));
           skip_stage = reinterpret_cast<direct::SkipStageEntry>(symbol("effkern_skip_stage"));
         } catch (const std::exception&) {
           return false;  // _C.so is not loaded

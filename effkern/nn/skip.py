@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn
+from effkern.ops import _direct
 from effkern.ops._memo import tell
 from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Packed:
     """Folded weights as handles, and what they were made from."""
 
     weights: list[Tensor]
     biases: list[Tensor]
-    key: tuple
+    key: Hashable
+    dtype: torch.dtype
     alive: list[Tensor]  # aliases of the sources: while they live, no other tensor gets a source's address
 
 
@@ -101,23 +103,23 @@ class SkipBlock(ResidualBlock):
         Raises:
             TypeError: if ``x`` has another dtype than the block, and autocast is off.
         """
-        tensors = self._sources()
-        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, keep, *tensors))
-        if wants_grad or torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        wants_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, keep, *self._sources()))
+        if wants_grad or compiling:
             # What follows a gradient may be an optimizer that bumps no version counter (fused=True): pack anew then.
             self.drop_packed()
             pairs = [fold_bn(conv, bn) for conv, bn in self._folded_layers()]
             return [w.to(x.dtype) for w, _ in pairs], [b.float() for _, b in pairs]
-        if x.dtype != tensors[0].dtype and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(f"x must have the block's dtype {tensors[0].dtype}, got {x.dtype}")
-        packed, key = self._packed, _key(tensors)
+        packed, key = self._packed, self._state()
         if packed is None or packed.key != key:
             packed = self._pack(key)
             self._packed = None if key is _UNKNOWN or self._is_parametrized() else packed
+        if x.dtype != packed.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(f"x must have the block's dtype {packed.dtype}, got {x.dtype}")
         return packed.weights, packed.biases
 
     @torch.no_grad()
-    def _pack(self, key: tuple) -> _Packed:
+    def _pack(self, key: Hashable) -> _Packed:
         dtype, branch = self.conv1.weight.dtype, len(self.layers())
         weights, biases = [], []
         tell(self)
@@ -125,16 +127,35 @@ class SkipBlock(ResidualBlock):
             weight, bias = fold_bn(conv, bn)
             biases.append(bias.float())
             weights.append(pack_conv_weight(weight.to(dtype), biases[-1] if i >= branch else None))
-        return _Packed(weights, biases, key, [t.detach() for t in self._sources()])
+        sources = self._sources()
+        return _Packed(weights, biases, key, sources[0].dtype, [t.detach() for t in sources])
 
     def _sources(self) -> list[Tensor]:
-        """Every tensor the folded weights are made of. Asked at every inference, so the walk itself is remembered."""
+        """Every tensor the folded weights are made of."""
+        return [t for store in self._source_stores() for t in store.values() if t is not None]
+
+    def _source_stores(self) -> list[dict[str, Any]]:
+        """The dicts that hold them. Asked at every inference, so the walk itself is remembered."""
         stores = self._stores  # read once: another thread may drop it meanwhile
         if stores is None or isinstance(self.downsample, nn.Sequential):  # whose parts may be replaced behind our back
             stores = self._stores = [
                 store for conv, bn in self._folded_layers() for store in (conv._parameters, bn._parameters, bn._buffers)
             ]
-        return [t for store in stores for t in store.values() if t is not None]
+        return stores
+
+    def _state(self) -> Hashable:
+        """Changes when any of the sources is replaced or written to in place.
+
+        Batch norm updates its running statistics without counting a version; its counter of batches, which is among
+        the sources, tells.
+        """
+        state = _direct.state_of(self._source_stores())
+        if state is not None:
+            return state
+        try:
+            return tuple([(t.data_ptr(), t._version) for t in self._sources()])
+        except RuntimeError:  # tensors made in inference mode count no versions
+            return _UNKNOWN
 
     def _is_parametrized(self) -> bool:
         """Whether a weight is computed from tensors that :meth:`_sources` does not list."""
@@ -174,16 +195,24 @@ class SkipBlock(ResidualBlock):
 _UNKNOWN = ("unknown",)
 
 
-def _key(tensors: Iterable[Tensor]) -> tuple:
-    """Changes when any of the tensors is replaced or written to in place.
+@dataclass(frozen=True)
+class _Run:
+    """The packs of blocks that run in one call, and what says that they are true: one look instead of one a block."""
 
-    Batch norm updates its running statistics without counting a version; its counter of batches, which is among the
-    tensors, tells.
-    """
-    try:
-        return tuple([(t.data_ptr(), t._version) for t in tensors])
-    except RuntimeError:  # tensors made in inference mode count no versions
-        return _UNKNOWN
+    packs: list[_Packed | None]
+    stores: list[dict[str, Any]]
+    state: bytes
+    weights: list[Tensor]
+    biases: list[Tensor]
+
+    def holds(self, blocks: Sequence[SkipBlock], x: Tensor) -> bool:
+        pack = self.packs[0]
+        return (
+            self.packs == [block._packed for block in blocks]
+            and pack is not None
+            and x.dtype is pack.dtype
+            and _direct.state_of(self.stores) == self.state
+        )
 
 
 class SkipStage(ResidualStage):
@@ -199,6 +228,10 @@ class SkipStage(ResidualStage):
         for block in self:
             if not isinstance(block, SkipBlock):
                 raise TypeError(f"blocks must be SkipBlock, got {type(block).__name__}")
+        self._runs: dict[tuple[int, int], _Run] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runs": {}}
 
     @classmethod
     def from_stage(cls, stage: nn.Sequential) -> SkipStage:
@@ -225,10 +258,27 @@ class SkipStage(ResidualStage):
             if end == k:
                 x, k = blocks[k](x, keep[:, k]), k + 1
                 continue
-            folded = [block.folded(x, keep) for block in blocks[k:end]]
-            weights, biases = ([t for pair in folded for t in pair[i]] for i in (0, 1))
+            weights, biases = self._folded(k, blocks[k:end], x, keep)
             x, k = skip_stage(x, keep[:, k:end], weights, biases, blocks[k].kind), end
         return x
+
+    def _folded(self, first: int, blocks: Sequence[SkipBlock], x: Tensor, keep: Tensor) -> tuple[list[Tensor], ...]:
+        """:meth:`SkipBlock.folded` of all these blocks, remembered as a whole for inference."""
+        remembers = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
+        state, stores = None, []
+        if remembers:
+            run = self._runs.get((first, len(blocks)))
+            if run is not None and run.holds(blocks, x):
+                return run.weights, run.biases
+            stores = [store for block in blocks for store in block._source_stores()]
+            state = _direct.state_of(stores)  # before packing: a change meanwhile is then seen by the next call
+        folded = [block.folded(x, keep) for block in blocks]
+        weights, biases = ([t for pair in folded for t in pair[i]] for i in (0, 1))
+        if state is not None:
+            packs = [block._packed for block in blocks]
+            if all(pack is not None and pack.dtype == x.dtype for pack in packs):
+                self._runs[first, len(blocks)] = _Run(packs, stores, state, weights, biases)
+        return weights, biases
 
 
 def skip_form(model: nn.Module) -> nn.Module:

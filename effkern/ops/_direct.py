@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from effkern import _library
+
 try:
     from effkern import _host
 except ImportError:  # an install without native code
@@ -22,10 +24,11 @@ def _refuse(*args: Any) -> None:
 
 
 #: Whether any call may take the short way.
-available: bool = _host is not None and _host.connect()
+available: bool = _library.loaded("_C") and _host is not None and _host.connect()
 
 if available:
-    rep_conv2d, rep_conv2d_packed, skip_stage = _host.rep_conv2d, _host.rep_conv2d_packed, _host.skip_stage
+    rep_conv2d, rep_conv2d_packed = _host.rep_conv2d, _host.rep_conv2d_packed
+    skip_block, skip_stage = _host.skip_block, _host.skip_stage
     stamp, stamp_holds, state_of = _host.stamp, _host.stamp_holds, _host.state_of
 else:
-    rep_conv2d = rep_conv2d_packed = skip_stage = stamp = stamp_holds = state_of = _refuse
+    rep_conv2d = rep_conv2d_packed = skip_block = skip_stage = stamp = stamp_holds = state_of = _refuse

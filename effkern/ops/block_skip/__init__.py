@@ -262,6 +262,10 @@ def skip_basic_block(
     >>> skip_basic_block(x, torch.tensor([1, 0], dtype=torch.uint8), w, b, w, b).flatten()
     tensor([ 4., -1.])
     """
+    if not torch.compiler.is_compiling():
+        y = _direct.skip_block(x, keep, w1, b1, w2, b2, stride, res, act, algo)
+        if y is not None:
+            return y
     return _skip_basic_block(x, keep, w1, b1, w2, b2, stride, res, act, algo)
 
 
@@ -297,6 +301,10 @@ def skip_bottleneck(
     Raises:
         ValueError, TypeError: as :func:`skip_basic_block`.
     """
+    if not torch.compiler.is_compiling():
+        y = _direct.skip_block(x, keep, w1, b1, w2, b2, w3, b3, stride, res, act, algo)
+        if y is not None:
+            return y
     return _skip_bottleneck(x, keep, w1, b1, w2, b2, w3, b3, stride, res, act, algo)
 
 
