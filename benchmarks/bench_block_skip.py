@@ -21,7 +21,7 @@ from benchmarks.common import Bench, main, rounding
 from benchmarks.networks import calibrated
 from effkern.models import create_model
 from effkern.models.resnet import ResNet
-from effkern.nn import skip_form
+from effkern.nn import freeze_packs, skip_form
 from effkern.nn.residual import ResidualBlock, fold_bn
 from effkern.ops import pack_conv_weight, skip_basic_block
 from effkern.ops.block_skip import reference
@@ -131,7 +131,8 @@ def bench_body(bench: Bench, name: str, samples: int, keep: float) -> None:
         return
     net = calibrated(create_model(name, shortcut="pool"), torch.randn(16, 3, 32, 32))
     assert isinstance(net, ResNet)
-    skip = skip_form(net).to(memory_format=torch.channels_last)
+    skip = freeze_packs(skip_form(net).to(memory_format=torch.channels_last))  # as the peers' weights are folded once
+    assert isinstance(skip, ResNet)
     x = torch.randn(samples, 16, 32, 32).to(memory_format=torch.channels_last)
     masks = draw(keep, samples, net.num_blocks)
     contenders = {

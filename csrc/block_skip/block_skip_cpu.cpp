@@ -70,30 +70,49 @@ Kind kind_from_name(const std::string& name, const char* op) {
   return name == "basic" ? Kind::Basic : Kind::Bottleneck;
 }
 
-// make(layout, type) gives the memory of the output. `tensors`: how many weights there are, and biases.
-template <class Make>
-void skip_stage(const View& x, const View& keep, const View* weights, const View* biases, size_t tensors,
-                const std::string& kind, const std::string& act, const std::string& algo, const Make& make) {
-  constexpr const char* op = "skip_stage";
-  const Activation in = activation(x, {op, "x"});
-  const conv::Act activate = act_from_name(act, op);
-  const conv::Algo algorithm = algo_from_name(algo, op);
-  const Kind form = kind_from_name(kind, op);
-  const KeepMask mask(keep, 2, {op, "keep"});
-  const size_t convs = convs_of(form), blocks = static_cast<size_t>(mask.blocks());
-  EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, ", B], got shape ", shape_text(keep));
-  EFFKERN_CHECK_VALUE(tensors == convs * blocks, op, ": weights and biases must have ", convs * blocks, " tensors for ",
-                      blocks, " ", kind, " blocks, got ", tensors);
-  std::vector<Block> run;
-  run.reserve(blocks);
-  int64_t inner = 0;
-  for (size_t b = 0; b < blocks; ++b) {
-    run.emplace_back(op, form, &weights[b * convs], &biases[b * convs], in.c, x.scalar_type(), 1, activate, algorithm,
-                     static_cast<int64_t>(b * convs) + 1);
-    EFFKERN_CHECK_VALUE(run.back().c_out() == in.c, op, ": block ", b, " must keep x's ", in.c, " channels, got ",
-                        run.back().c_out());
-    inner = std::max(inner, run.back().scratch_floats(in.h, in.w));
+// The blocks of a stage, checked and ready for any x of their channels and dtype. `tensors`: how many weights there
+// are, and biases.
+class Stage {
+ public:
+  Stage(const View* weights, const View* biases, size_t tensors, size_t blocks, int64_t channels, ScalarType dtype,
+        const std::string& kind, const std::string& act, const std::string& algo)
+      : channels_(channels), dtype_(dtype) {
+    const conv::Act activate = act_from_name(act, kOp);
+    const conv::Algo algorithm = algo_from_name(algo, kOp);
+    const Kind form = kind_from_name(kind, kOp);
+    const size_t convs = convs_of(form);
+    EFFKERN_CHECK_VALUE(tensors == convs * blocks, kOp, ": weights and biases must have ", convs * blocks,
+                        " tensors for ", blocks, " ", kind, " blocks, got ", tensors);
+    blocks_.reserve(blocks);
+    for (size_t b = 0; b < blocks; ++b) {
+      blocks_.emplace_back(kOp, form, &weights[b * convs], &biases[b * convs], channels, dtype, 1, activate, algorithm,
+                           static_cast<int64_t>(b * convs) + 1);
+      EFFKERN_CHECK_VALUE(blocks_.back().c_out() == channels, kOp, ": block ", b, " must keep x's ", channels,
+                          " channels, got ", blocks_.back().c_out());
+    }
   }
+
+  // make(layout, type) gives the memory of the output.
+  template <class Make>
+  void run(const View& x, const KeepMask& mask, const Make& make) const;
+
+  static constexpr const char* kOp = "skip_stage";
+
+ private:
+  int64_t channels_;
+  ScalarType dtype_;
+  std::vector<Block> blocks_;
+};
+
+template <class Make>
+void Stage::run(const View& x, const KeepMask& mask, const Make& make) const {
+  const Activation in = activation(x, {kOp, "x"});
+  EFFKERN_CHECK_VALUE(in.c == channels_ && x.scalar_type() == dtype_ &&
+                          mask.blocks() == static_cast<int64_t>(blocks_.size()) && mask.samples() == in.n,
+                      kOp, ": x and keep must fit the blocks");
+  const size_t blocks = blocks_.size();
+  int64_t inner = 0;
+  for (const Block& block : blocks_) inner = std::max(inner, block.scratch_floats(in.h, in.w));
   const Layout layout = layout_like(x, in.n, in.c, in.h, in.w);
   void* y = make(layout, x.scalar_type());
   if (in.n * in.c * in.h * in.w == 0) return;
@@ -114,7 +133,7 @@ void skip_stage(const View& x, const View& keep, const View* weights, const View
       const Activation state = in_place ? to : nhwc(scratch.data(), last - first, in.c, in.h, in.w);
       copy_rows(from, nullptr, state, nullptr, last - first);
       for (size_t b = 0; b < blocks; ++b)
-        run_block(run[b], mask.decide(static_cast<int64_t>(b), first, last), state, state, state, threads);
+        run_block(blocks_[b], mask.decide(static_cast<int64_t>(b), first, last), state, state, state, threads);
       if (!in_place) copy_rows(state, nullptr, to, nullptr, last - first);
     }
   };
@@ -125,13 +144,19 @@ void skip_stage(const View& x, const View& keep, const View* weights, const View
     parallel_for(0, groups, 1, walk);
 }
 
-Tensor skip_stage_op(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                     std::string kind, std::string act, std::string algo) {
-  EFFKERN_CHECK_VALUE(weights.size() == biases.size(), "skip_stage: weights and biases must have as many tensors, got ",
+Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                  std::string kind, std::string act, std::string algo) {
+  constexpr const char* op = Stage::kOp;
+  const Activation in = activation(x, {op, "x"});
+  const KeepMask mask(keep, 2, {op, "keep"});
+  EFFKERN_CHECK_VALUE(mask.samples() == in.n, op, ": keep must be [", in.n, ", B], got shape ", shape_text(keep));
+  EFFKERN_CHECK_VALUE(weights.size() == biases.size(), op, ": weights and biases must have as many tensors, got ",
                       weights.size(), " and ", biases.size());
   const std::vector<View> w(weights.begin(), weights.end()), b(biases.begin(), biases.end());
+  const Stage stage(w.data(), b.data(), w.size(), static_cast<size_t>(mask.blocks()), in.c, x.scalar_type(), kind, act,
+                    algo);
   std::optional<Tensor> y;
-  skip_stage(x, keep, w.data(), b.data(), w.size(), kind, act, algo, into(y));
+  stage.run(x, mask, into(y));
   return *y;
 }
 
@@ -178,22 +203,36 @@ EFFKERN_EXPORT int effkern_skip_block(const effkern::direct::SkipBlock* call, co
   });
 }
 
-EFFKERN_EXPORT int effkern_skip_stage(const effkern::direct::SkipStage* call, const effkern::direct::Output* output) {
+EFFKERN_EXPORT void* effkern_skip_stage_prepare(const effkern::direct::SkipStage* stage) {
+  using namespace effkern;
+  try {
+    std::vector<View> weights, biases;
+    for (int64_t i = 0; i < stage->tensors; ++i) {
+      weights.push_back(direct::view(stage->weights[i]));
+      biases.push_back(direct::view(stage->biases[i]));
+    }
+    return new block_skip::Stage(weights.data(), biases.data(), weights.size(), static_cast<size_t>(stage->blocks),
+                                 stage->channels, static_cast<ScalarType>(stage->type), stage->kind, stage->act,
+                                 stage->algo);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+EFFKERN_EXPORT void effkern_skip_stage_release(void* stage) { delete static_cast<effkern::block_skip::Stage*>(stage); }
+
+EFFKERN_EXPORT int effkern_skip_stage(const void* stage, const effkern::direct::TensorRef* x,
+                                      const effkern::direct::TensorRef* keep, const effkern::direct::Output* output) {
   using namespace effkern;
   return direct::entry(*output, [&](const auto& make) {
-    std::vector<View> weights, biases;
-    for (int64_t i = 0; i < call->tensors; ++i) {
-      weights.push_back(direct::view(call->weights[i]));
-      biases.push_back(direct::view(call->biases[i]));
-    }
-    block_skip::skip_stage(direct::view(call->x), direct::view(call->keep), weights.data(), biases.data(),
-                           weights.size(), call->kind, call->act, call->algo, make);
+    const block_skip::KeepMask mask(direct::view(*keep), 2, {block_skip::Stage::kOp, "keep"});
+    static_cast<const block_skip::Stage*>(stage)->run(direct::view(*x), mask, make);
   });
 }
 
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
   m.impl("skip_basic_block", TORCH_BOX(&effkern::block_skip::skip_basic_block));
   m.impl("skip_bottleneck", TORCH_BOX(&effkern::block_skip::skip_bottleneck));
-  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage_op));
+  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage));
   m.impl("compact", TORCH_BOX(&effkern::block_skip::compact));
 }

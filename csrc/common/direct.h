@@ -30,13 +30,17 @@ struct RepConv {
 };
 using RepConvEntry = int (*)(const RepConv*, const Output*);  // effkern_rep_conv2d_packed
 
+// The blocks of a stage, prepared once for many calls. Their tensors must live as long, and keep their memory.
 struct SkipStage {
-  TensorRef x, keep;
   const TensorRef *weights, *biases;
-  int64_t tensors;  // of weights, and of biases
+  int64_t tensors, blocks, channels;  // tensors: of weights, and of biases
+  int32_t type;                       // of x
   const char *kind, *act, *algo;
 };
-using SkipStageEntry = int (*)(const SkipStage*, const Output*);  // effkern_skip_stage
+using SkipStagePrepare = void* (*)(const SkipStage*);  // effkern_skip_stage_prepare: null if they do not fit
+using SkipStageRelease = void (*)(void* stage);        // effkern_skip_stage_release
+using SkipStageEntry = int (*)(const void* stage, const TensorRef* x, const TensorRef* keep,
+                               const Output*);  // effkern_skip_stage
 
 // One block: basic with two weights and biases, bottleneck with three.
 struct SkipBlock {

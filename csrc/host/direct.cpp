@@ -18,6 +18,8 @@ const TorchApi* the_torch = nullptr;  // null: not connected, every call goes th
 direct::RepConvEntry rep_conv = nullptr;
 direct::SkipBlockEntry skip_block = nullptr;
 direct::SkipStageEntry skip_stage = nullptr;
+direct::SkipStagePrepare prepare_stage = nullptr;
+direct::SkipStageRelease release_stage = nullptr;
 
 constexpr const char* kStamp = "effkern.stamp";
 
@@ -38,10 +40,10 @@ struct Result {
     return const_cast<void*>(t.data);
   }
 
-  template <class Entry, class Call>
-  PyObject* of(Entry entry, const Call& call) {
+  template <class Entry, class... Arguments>
+  PyObject* of(Entry entry, const Arguments*... arguments) {
     const direct::Output output{make, this};
-    const int refused = entry(&call, &output);
+    const int refused = entry(arguments..., &output);
     if (released != nullptr) PyEval_RestoreThread(released);
     if (refused == 0) return y;
     Py_XDECREF(y);
@@ -95,7 +97,7 @@ PyObject* rep_conv2d_packed(PyObject*, PyObject* const* args, Py_ssize_t count) 
   if (!the_torch->look(args[0], grad, call.x) || !the_torch->look(args[1], grad, call.handle) ||
       !number(args[2], call.out_channels) || !pair(args[3], call.kernel) || !read_tail(args + 4, grad, call))
     Py_RETURN_NONE;
-  return Result().of(rep_conv, call);
+  return Result().of(rep_conv, &call);
 }
 
 // (x, weight, bias, stamp, handle, *tail): the handle is used if the stamp of (weight, bias) holds.
@@ -114,7 +116,7 @@ PyObject* rep_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   call.out_channels = weight.sizes[0];
   call.kernel[0] = weight.sizes[2];
   call.kernel[1] = weight.sizes[3];
-  return Result().of(rep_conv, call);
+  return Result().of(rep_conv, &call);
 }
 
 // (x, keep, w1, b1, w2, b2[, w3, b3], stride, res, act, algo): skip_basic_block or skip_bottleneck.
@@ -132,33 +134,63 @@ PyObject* skip_block_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!fits || !number(tail[0], call.stride) || !word(tail[2], call.act) || !word(tail[3], call.algo) ||
       (tail[1] != Py_None && !the_torch->look(tail[1], grad, call.residual)))
     Py_RETURN_NONE;
-  return Result().of(skip_block, call);
+  return Result().of(skip_block, &call);
 }
 
-// (x, keep, weights, biases, kind, act, algo), with weights and biases lists of tensors.
-PyObject* skip_stage_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+// A stage ready to run, with the tensors it is made of.
+struct Stage {
+  py::object weights, biases;
+  void* prepared = nullptr;
+  Stage() = default;
+  Stage(const Stage&) = delete;
+  Stage& operator=(const Stage&) = delete;
+  ~Stage() {
+    if (prepared != nullptr) release_stage(prepared);
+  }
+};
+
+constexpr const char* kStage = "effkern.stage";
+
+void free_stage(PyObject* capsule) { delete static_cast<Stage*>(PyCapsule_GetPointer(capsule, kStage)); }
+
+// (weights: tuple, biases: tuple, blocks, x, kind, act, algo) -> stage for maps like x, or None
+PyObject* stage(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::SkipStage call;
-  if (the_torch == nullptr || count != 7 || !PyList_CheckExact(args[2]) || !PyList_CheckExact(args[3]) ||
-      !the_torch->nothing_watches())
-    Py_RETURN_NONE;
-  const bool grad = the_torch->records_gradients();
-  // The tuples hold the tensors while the GIL is away.
-  const py::object weights = py::reinterpret_steal<py::object>(PyList_AsTuple(args[2])),
-                   biases = py::reinterpret_steal<py::object>(PyList_AsTuple(args[3]));
-  if (!weights || !biases) return nullptr;
-  call.tensors = PyTuple_GET_SIZE(weights.ptr());
-  if (call.tensors != PyTuple_GET_SIZE(biases.ptr()) || !the_torch->look(args[0], grad, call.x) ||
-      !the_torch->look(args[1], grad, call.keep) || !word(args[4], call.kind) || !word(args[5], call.act) ||
+  direct::TensorRef x;
+  if (the_torch == nullptr || count != 7 || !PyTuple_Check(args[0]) || !PyTuple_Check(args[1])) Py_RETURN_NONE;
+  call.tensors = PyTuple_GET_SIZE(args[0]);
+  if (call.tensors != PyTuple_GET_SIZE(args[1]) || !number(args[2], call.blocks) ||
+      !the_torch->look(args[3], false, x) || x.dim != 4 || !word(args[4], call.kind) || !word(args[5], call.act) ||
       !word(args[6], call.algo))
     Py_RETURN_NONE;
+  call.channels = x.sizes[1];
+  call.type = x.type;
   std::vector<direct::TensorRef> w(call.tensors), b(call.tensors);
   for (int64_t i = 0; i < call.tensors; ++i)
-    if (!the_torch->look(PyTuple_GET_ITEM(weights.ptr(), i), grad, w[i]) ||
-        !the_torch->look(PyTuple_GET_ITEM(biases.ptr(), i), grad, b[i]))
+    if (!the_torch->look(PyTuple_GET_ITEM(args[0], i), true, w[i]) ||
+        !the_torch->look(PyTuple_GET_ITEM(args[1], i), true, b[i]))
       Py_RETURN_NONE;
   call.weights = w.data();
   call.biases = b.data();
-  return Result().of(skip_stage, call);
+  auto made = std::make_unique<Stage>();
+  made->weights = py::reinterpret_borrow<py::object>(args[0]);
+  made->biases = py::reinterpret_borrow<py::object>(args[1]);
+  made->prepared = prepare_stage(&call);
+  if (made->prepared == nullptr) Py_RETURN_NONE;
+  PyObject* capsule = PyCapsule_New(made.get(), kStage, free_stage);
+  if (capsule != nullptr) made.release();
+  return capsule;
+}
+
+// (stage, x, keep): skip_stage with the prepared blocks. None also where the stage was prepared for other maps.
+PyObject* skip_stage_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  direct::TensorRef x, keep;
+  if (the_torch == nullptr || count != 3 || !the_torch->nothing_watches()) Py_RETURN_NONE;
+  const auto* ready = static_cast<const Stage*>(PyCapsule_GetPointer(args[0], kStage));
+  if (ready == nullptr) return nullptr;
+  const bool grad = the_torch->records_gradients();
+  if (!the_torch->look(args[1], grad, x) || !the_torch->look(args[2], grad, keep)) Py_RETURN_NONE;
+  return Result().of(skip_stage, static_cast<const void*>(ready->prepared), &x, &keep);
 }
 
 void free_stamp(PyObject* capsule) { delete static_cast<Stamp*>(PyCapsule_GetPointer(capsule, kStamp)); }
@@ -216,8 +248,10 @@ PyMethodDef methods[] = {
      "The op on its own arguments, all positional, or None if this call has to go through the dispatcher."},
     {"skip_block", method(skip_block_call), METH_FASTCALL,
      "skip_basic_block or skip_bottleneck on its own arguments, all positional, or None; see rep_conv2d_packed."},
+    {"stage", method(stage), METH_FASTCALL,
+     "What skip_stage runs, made of (weights, biases, blocks, x, kind, act, algo), the first two tuples; or None."},
     {"skip_stage", method(skip_stage_call), METH_FASTCALL,
-     "The op on its own arguments, all positional, or None if this call has to go through the dispatcher."},
+     "The op on (stage, x, keep), or None; see rep_conv2d_packed."},
     {"stamp", method(stamp), METH_FASTCALL, "What a tuple of tensors is now, or None for tensors that are not plain."},
     {"stamp_holds", method(stamp_holds), METH_FASTCALL, "Whether a tuple of tensors still is what the stamp says."},
     {"state_of", method(state_of), METH_FASTCALL,
@@ -233,6 +267,8 @@ void bind_direct(py::module_& m) {
         try {
           rep_conv = reinterpret_cast<direct::RepConvEntry>(symbol("effkern_rep_conv2d_packed"));
           skip_block = reinterpret_cast<direct::SkipBlockEntry>(symbol("effkern_skip_block"));
+          prepare_stage = reinterpret_cast<direct::SkipStagePrepare>(symbol("effkern_skip_stage_prepare"));
+          release_stage = reinterpret_cast<direct::SkipStageRelease>(symbol("effkern_skip_stage_release"));
           skip_stage = reinterpret_cast<direct::SkipStageEntry>(symbol("effkern_skip_stage"));
         } catch (const std::exception&) {
           return false;  // _C.so is not loaded

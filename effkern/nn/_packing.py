@@ -99,14 +99,16 @@ class HoldsPack(nn.Module):
 
 
 def freeze_packs(model: nn.Module) -> nn.Module:
-    """Freeze the packs of every layer of a network that is deployed as it is; see :meth:`HoldsPack.freeze_pack`.
+    """Freeze the packs of every layer of a network that is deployed as it is; see :meth:`HoldsPack.freeze_pack` and
+    :meth:`effkern.nn.SkipBlock.freeze_pack`.
 
     Does nothing where packs are not available. Returns ``model``, changed in place.
     """
     if available() and memo().mode != "off":
         for module in model.modules():
-            if isinstance(module, HoldsPack):
-                module.freeze_pack()
+            freeze = getattr(module, "freeze_pack", None)
+            if freeze is not None:
+                freeze()
     return model
 
 

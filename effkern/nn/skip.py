@@ -36,7 +36,8 @@ class SkipBlock(ResidualBlock):
     :func:`effkern.ops.skip_bottleneck` runs. Without gradients the folded weights are packed once and kept until a
     parameter or statistic is replaced or written in place, the module changes its mode, dtype or device, a state dict
     is loaded or a gradient is taken; with gradients they are folded at every call, differentiably. Writing through
-    ``.data`` or a NumPy alias goes unnoticed: call :func:`effkern.invalidate` after it.
+    ``.data`` or a NumPy alias goes unnoticed: call :func:`effkern.invalidate` after it. Looking for changes takes 0.1 us
+    a tensor; :meth:`freeze_pack` promises that there are none.
 
     The block knows no policy: every forward is given its keep mask.
     """
@@ -44,6 +45,7 @@ class SkipBlock(ResidualBlock):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._packed: _Packed | None
+        self._frozen: bool
         self._stores: list[dict[str, Any]] | None
         self.drop_packed()
 
@@ -110,8 +112,8 @@ class SkipBlock(ResidualBlock):
             self.drop_packed()
             pairs = [fold_bn(conv, bn) for conv, bn in self._folded_layers()]
             return [w.to(x.dtype) for w, _ in pairs], [b.float() for _, b in pairs]
-        packed, key = self._packed, self._state()
-        if packed is None or packed.key != key:
+        packed, key = self._packed, None if self._frozen else self._state()
+        if packed is None or (key is not None and packed.key != key):
             packed = self._pack(key)
             self._packed = None if key is _UNKNOWN or self._is_parametrized() else packed
         if x.dtype != packed.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -162,8 +164,23 @@ class SkipBlock(ResidualBlock):
         return any(part._modules for layer in self._folded_layers() for part in layer)
 
     def drop_packed(self) -> None:
-        """Forget the packed weights; the next inference packs anew."""
+        """Forget the packed weights, frozen or not; the next inference packs anew."""
         self._packed = self._stores = None
+        self._frozen = False
+
+    def freeze_pack(self) -> None:
+        """Fold and pack now, and use this for every inference, whatever the parameters and statistics do.
+
+        Undone by :meth:`drop_packed` and all that drops the pack: ``train()``, ``load_state_dict``, ``to``, a call with
+        gradients. Compiled and exported graphs fold the parameters themselves.
+
+        Raises:
+            RuntimeError: in training mode.
+        """
+        if self.training:
+            raise RuntimeError("SkipBlock.freeze_pack: needs eval mode")
+        self._packed = self._pack(_UNKNOWN)
+        self._frozen = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -185,7 +202,7 @@ class SkipBlock(ResidualBlock):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_packed": None, "_stores": None}
+        return {**self.__dict__, "_packed": None, "_stores": None, "_frozen": False}
 
     def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
         """Multiply-adds for a batch of this shape if every sample keeps the block."""
@@ -201,9 +218,10 @@ class _Run:
 
     packs: list[_Packed | None]
     stores: list[dict[str, Any]]
-    state: bytes
+    state: bytes | None  # of the stores; None: frozen
     weights: list[Tensor]
     biases: list[Tensor]
+    stage: object | None  # the same for :mod:`effkern.ops._direct`
 
     def holds(self, blocks: Sequence[SkipBlock], x: Tensor) -> bool:
         pack = self.packs[0]
@@ -211,7 +229,7 @@ class _Run:
             self.packs == [block._packed for block in blocks]
             and pack is not None
             and x.dtype is pack.dtype
-            and _direct.state_of(self.stores) == self.state
+            and (self.state is None or _direct.state_of(self.stores) == self.state)
         )
 
 
@@ -258,27 +276,31 @@ class SkipStage(ResidualStage):
             if end == k:
                 x, k = blocks[k](x, keep[:, k]), k + 1
                 continue
-            weights, biases = self._folded(k, blocks[k:end], x, keep)
-            x, k = skip_stage(x, keep[:, k:end], weights, biases, blocks[k].kind), end
+            x, k = self._run(x, keep, k, blocks[k:end]), end
         return x
 
-    def _folded(self, first: int, blocks: Sequence[SkipBlock], x: Tensor, keep: Tensor) -> tuple[list[Tensor], ...]:
-        """:meth:`SkipBlock.folded` of all these blocks, remembered as a whole for inference."""
-        remembers = not torch.compiler.is_compiling() and not torch.is_grad_enabled()
-        state, stores = None, []
-        if remembers:
+    def _run(self, x: Tensor, keep: Tensor, first: int, blocks: Sequence[SkipBlock]) -> Tensor:
+        """The identity blocks from ``first`` on. What they are folded to is remembered as a whole for inference."""
+        mask, kind = keep[:, first : first + len(blocks)], blocks[0].kind
+        state, stores, remembers = None, [], False
+        if not torch.compiler.is_compiling() and not torch.is_grad_enabled():
             run = self._runs.get((first, len(blocks)))
             if run is not None and run.holds(blocks, x):
-                return run.weights, run.biases
-            stores = [store for block in blocks for store in block._source_stores()]
-            state = _direct.state_of(stores)  # before packing: a change meanwhile is then seen by the next call
+                y = None if run.stage is None else _direct.skip_stage(run.stage, x, mask)
+                return skip_stage(x, mask, run.weights, run.biases, kind) if y is None else y
+            remembers = all(block._frozen for block in blocks)
+            if not remembers:
+                stores = [store for block in blocks for store in block._source_stores()]
+                state = _direct.state_of(stores)  # before packing: a change meanwhile is then seen by the next call
+                remembers = state is not None
         folded = [block.folded(x, keep) for block in blocks]
         weights, biases = ([t for pair in folded for t in pair[i]] for i in (0, 1))
-        if state is not None:
+        if remembers:
             packs = [block._packed for block in blocks]
             if all(pack is not None and pack.dtype == x.dtype for pack in packs):
-                self._runs[first, len(blocks)] = _Run(packs, stores, state, weights, biases)
-        return weights, biases
+                stage = _direct.stage(tuple(weights), tuple(biases), len(blocks), x, kind, "relu", "auto")
+                self._runs[first, len(blocks)] = _Run(packs, stores, state, weights, biases, stage)
+        return skip_stage(x, mask, weights, biases, kind)
 
 
 def skip_form(model: nn.Module) -> nn.Module:

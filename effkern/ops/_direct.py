@@ -19,7 +19,7 @@ except ImportError:  # an install without native code
     _host = None  # type: ignore[assignment]
 
 
-def _refuse(*args: Any) -> None:
+def _refuse(*args: Any) -> Any:
     return None
 
 
@@ -28,7 +28,7 @@ available: bool = _library.loaded("_C") and _host is not None and _host.connect(
 
 if available:
     rep_conv2d, rep_conv2d_packed = _host.rep_conv2d, _host.rep_conv2d_packed
-    skip_block, skip_stage = _host.skip_block, _host.skip_stage
+    skip_block, skip_stage, stage = _host.skip_block, _host.skip_stage, _host.stage
     stamp, stamp_holds, state_of = _host.stamp, _host.stamp_holds, _host.state_of
 else:
-    rep_conv2d = rep_conv2d_packed = skip_block = skip_stage = stamp = stamp_holds = state_of = _refuse
+    rep_conv2d = rep_conv2d_packed = skip_block = skip_stage = stage = stamp = stamp_holds = state_of = _refuse

@@ -185,8 +185,9 @@ class Memo:
         self.mode, self.limit = mode, limit
         self.bytes = self.hits = self.misses = self.epoch = 0
         self._entries: OrderedDict[Hashable, tuple[Stamp, Tensor]] = OrderedDict()
-        #: (*ids of the tensors, *tag) -> stamp and pack, for calls past the dispatcher. The stamp decides; an id is only
-        #: where to look. Empty while more than half of the bytes are used: these look-ups count as no use of a pack.
+        #: (*ids of the tensors, *tag) -> stamp and pack, for calls past the dispatcher. The stamp decides; an id is
+        #: only where to look. Empty while more than half of the bytes are used: such a look-up counts as no use of a
+        #: pack.
         self.quick: dict[Hashable, tuple[object, Tensor]] = {}
         self._lookups = 0
         self._lock = threading.Lock()
@@ -245,11 +246,14 @@ class Memo:
                     self._drop(next(iter(self._entries)))
         return handle
 
-    def _remember(self, tensors: Sequence[Tensor | None], tag: tuple[Hashable, ...], stamp: Stamp, pack: Tensor) -> None:
+    def _remember(
+        self, tensors: Sequence[Tensor | None], tag: tuple[Hashable, ...], stamp: Stamp, pack: Tensor
+    ) -> None:
         if stamp.direct is not None and 2 * self.bytes <= self.limit:
             if len(self.quick) >= _MOST_QUICK:
                 self.quick.clear()
-            self.quick[(*map(id, tensors), *tag)] = (stamp.direct, pack)
+            key = (*map(id, tensors), *tag)
+            self.quick[key] = (stamp.direct, pack)
 
     def invalidate(self, tensor: Tensor | None = None) -> int:
         """Forget the packs made from ``tensor``'s storage, or all packs; returns how many there were."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import effkern
 from effkern.blockdrop import BlockDropNet, PolicyNet
 from effkern.models import create_model
-from effkern.nn import SkipBlock, SkipStage, skip_form
+from effkern.nn import SkipBlock, SkipStage, freeze_packs, skip_form
 from effkern.nn.residual import ResidualBlock, ResidualStage
 
 FORMS = [("basic", 4, 4, 1, "identity"), ("basic", 4, 6, 2, "pool"), ("basic", 4, 6, 2, "subsample")]
@@ -365,3 +365,40 @@ def test_policy_and_backbone_in_one_call():
         skip_form(nn.Linear(2, 2))
     assert isinstance(skip_form(ResidualBlock(4, 4)), SkipBlock)
     assert isinstance(skip_form(ResidualStage(ResidualBlock(4, 4))), SkipStage)
+
+
+@pytest.mark.parametrize("name", [n for n in CHANGES if "dropped" not in n])
+def test_stage_remembers_its_packs_as_a_whole_and_never_uses_stale_ones(name):
+    stage = SkipStage(*[block() for _ in range(3)]).eval()
+    x, keep = torch.randn(2, 4, 5, 5), torch.ones(2, 3, dtype=torch.bool)
+    with torch.no_grad():
+        before = [stage(x, keep) for _ in range(3)][-1]
+        assert stage._runs[0, 3].stage is not None
+        CHANGES[name](stage[1])
+        fresh = SkipStage(*[block() for _ in range(3)]).eval()
+        fresh.load_state_dict(stage.state_dict())
+        assert torch.equal(stage(x, keep), fresh(x, keep))
+        assert not torch.equal(stage(x, keep), before)
+        stage[2] = block()
+        fresh[2].load_state_dict(stage[2].state_dict())
+        assert torch.equal(stage(x, keep), fresh(x, keep))
+    assert not copy.deepcopy(stage)._runs and not pickle.loads(pickle.dumps(stage))._runs
+
+
+def test_frozen_packs_stay_until_they_are_dropped():
+    net = freeze_packs(SkipStage(*[block() for _ in range(3)], pair("basic", 4, 6, 2, "conv")[1]).eval())
+    x, keep = torch.randn(2, 4, 5, 5), torch.ones(2, 4, dtype=torch.bool)
+    with torch.no_grad():
+        before = net(x, keep)
+        for part in net:
+            part.conv1.weight.mul_(1.5)
+        assert torch.equal(net(x, keep), before) and torch.equal(net(x, keep), before)
+        assert not torch.equal(copy.deepcopy(net)(x, keep), before)
+        after = net.train().eval()(x, keep)
+        assert not torch.equal(after, before)
+        freeze_packs(net)
+        assert torch.equal(net(x, keep), after)
+    net(x, keep).sum().backward()
+    assert net[0].conv1.weight.grad is not None and net[0]._packed is None
+    with pytest.raises(RuntimeError, match="eval mode"):
+        net[0].train().freeze_pack()

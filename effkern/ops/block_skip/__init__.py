@@ -342,12 +342,7 @@ def skip_stage(
 
     Differentiable as :func:`skip_basic_block`; the backward pass computes the kept activations again.
     """
-    weights, biases = list(weights), list(biases)
-    if not torch.compiler.is_compiling():
-        y = _direct.skip_stage(x, keep, weights, biases, kind, act, algo)
-        if y is not None:
-            return y
-    return _skip_stage(x, keep, weights, biases, kind, act, algo)
+    return _skip_stage(x, keep, list(weights), list(biases), kind, act, algo)
 
 
 def compact(keep: Tensor) -> tuple[Tensor, Tensor]:
