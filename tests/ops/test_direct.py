@@ -152,6 +152,7 @@ TENSORS = {
     "three dimensions": lambda x: x[0],
     "wants a gradient": lambda x: x.requires_grad_(),
     "freed": lambda x: (x.untyped_storage().resize_(0), x)[1],
+    "shrunk": lambda x: (x.untyped_storage().resize_(4 * x.numel() - 4), x)[1],
     "no tensor": lambda x: x.numpy(),
 }
 
