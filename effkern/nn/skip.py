@@ -36,8 +36,8 @@ class SkipBlock(ResidualBlock):
     :func:`effkern.ops.skip_bottleneck` runs. Without gradients the folded weights are packed once and kept until a
     parameter or statistic is replaced or written in place, the module changes its mode, dtype or device, a state dict
     is loaded or a gradient is taken; with gradients they are folded at every call, differentiably. Writing through
-    ``.data`` or a NumPy alias goes unnoticed: call :func:`effkern.invalidate` after it. Looking for changes takes 0.1 us
-    a tensor; :meth:`freeze_pack` promises that there are none.
+    ``.data`` or a NumPy alias goes unnoticed: call :func:`effkern.invalidate` after it. Looking for changes takes
+    0.1 us a tensor; :meth:`freeze_pack` promises that there are none.
 
     The block knows no policy: every forward is given its keep mask.
     """
