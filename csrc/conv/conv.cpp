@@ -1,7 +1,8 @@
-// Indirect GEMM: per item a table of row pointers (tap x pixel, a zero row for padding), then panels outside, tiles
-// of pixels inside, so that a panel is read from L1/L2 for all pixels of the item.
+// Indirect GEMM: per item a table of row pointers (tap x pixel, a zero row for padding), then panels outside, parts of
+// a panel's sum inside, tiles of pixels inside those: a part of the weights is read from L1 for all pixels of the item.
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "../common/arena.h"
 #include "../common/parallel.h"
@@ -13,110 +14,186 @@
 namespace effkern::conv {
 namespace {
 
-// What the store needs of an output pixel, in elements of the respective tensor.
-struct Pixel {
-  int64_t y, residual, table;
-};
-static_assert(sizeof(Pixel) <= 4 * sizeof(int64_t), "plan.cpp sizes the pixel table");
-
 class Worker {
  public:
-  Worker(const Problem& p, const Plan& plan, const Kernels& kernels) : p_(p), plan_(plan), k_(kernels) {
+  Worker(const Problem& p, const Plan& plan, const Kernels& kernels)
+      : p_(p), plan_(plan), k_(kernels), rows_(kernels.gemm.rows), resident_(p.weight->scratch_floats() == 0) {
     Arena& arena = thread_arena();
-    arena.reset(static_cast<size_t>(scratch_bytes(p, plan, kernels.rows)));
-    zero_ = arena.take<float>(p.c_in);
-    std::memset(zero_, 0, static_cast<size_t>(p.c_in) * sizeof(float));
-    const int64_t taps = p.kh * p.kw;
-    table_ = arena.take<const float*>((plan.pixels + k_.rows - 1) / k_.rows * k_.rows * taps);
-    pixels_ = reinterpret_cast<Pixel*>(arena.take<char>(plan.pixels * 4 * sizeof(int64_t)));
+    arena.reset(static_cast<size_t>(scratch_bytes(p, plan, kernels.gemm.rows)));
+    const int64_t zeros = std::max(p.c_in, plan.depth);
+    zero_ = arena.take<float>(zeros);
+    std::memset(zero_, 0, static_cast<size_t>(zeros) * sizeof(float));
+    table_ = arena.take<const float*>((plan.pixels + rows_ - 1) / rows_ * rows_ * plan.taps);
+    y_ = arena.take<void*>(plan.pixels);
+    residual_ = arena.take<const void*>(plan.pixels);
+    row_ = arena.take<int64_t>(plan.pixels);
+    sums_ = arena.take<float>(plan.pixels * kMaxCols);
     panel_ = arena.take<float>(p.weight->scratch_floats());
     staged_ = arena.take<float>(stage_floats(p, plan));
+    const Activation* residual = p.epilogue.residual;
+    plain_ = p.y.dtype == DType::F32 && p.y.sc == 1 &&
+             (residual == nullptr || (residual->dtype == DType::F32 && residual->sc == 1));
   }
 
   void take(const Item& item) {
     if (plan_.staged) stage(p_, plan_, item, staged_);
+    count_ = item.samples * item.rows * p_.y.w;
+    // Even tiles: one of a few rows would wait for the latency of its sums.
+    height_ = (count_ - 1) / ((count_ + rows_ - 1) / rows_) + 1;
     list_pixels(item);
   }
 
-  void run_panel(const PanelPlace& panel) {
-    const int64_t taps = p_.kh * p_.kw, in_group = p_.c_in / p_.groups;
-    const float* b = p_.weight->panel(panel.group, panel.index, panel_);
-    alignas(64) float acc[kMaxRows * kPanel];
-    for (int64_t q = 0; q < count_; q += k_.rows) {
-      const int64_t n = std::min(k_.rows, count_ - q);
-      k_.tile(n, table_ + q * taps, panel.group * in_group, taps, in_group, b, p_.weight->tap_stride, false, acc);
-      finish(q, n, panel.channel, panel.cols, acc);
+  // Side by side where the kernels take two panels and both lie in the pack.
+  void run_panels(int64_t first, int64_t end) {
+    for (int64_t i = first; i < end;) {
+      PanelPlace panel = panel_at(p_, i++);
+      for (int64_t n = 1; n < k_.gemm.panels && resident_ && i < end; ++n, ++i) {
+        const PanelPlace next = panel_at(p_, i);
+        if (next.group != panel.group) break;
+        panel.cols += next.cols;
+      }
+      run_panel(panel);
     }
   }
 
  private:
-  // Fills the pixel list and the indirection table [tile][tap][row] of an item.
+  void run_panel(const PanelPlace& panel) {
+    const float* b = p_.weight->panel(panel.group, panel.index, panel_);
+    alignas(64) float scale[kMaxCols], shift[kMaxCols];
+    GemmTile t = tile_of(panel, scale, shift);
+    for (int64_t tap = 0; tap < plan_.taps; tap += plan_.part_taps) {
+      t.taps = std::min(plan_.part_taps, plan_.taps - tap);
+      for (int64_t k = 0; k == 0 || k < plan_.depth; k += plan_.part_depth) {
+        t.k = std::min(plan_.part_depth, plan_.depth - k);
+        t.b = b + tap * t.tap_stride + k * kPanel;
+        t.more = tap > 0 || k > 0;
+        t.last = straight_ && k + t.k == plan_.depth && tap + t.taps == plan_.taps;
+        t.a_offset = panel.group * plan_.depth + k;
+        run_tiles(t, table_ + tap * rows_);
+      }
+    }
+    if (!straight_)
+      for (int64_t q = 0; q < count_; q += height_)
+        for (int64_t c = 0; c < panel.cols; c += kPanel)
+          finish(q, std::min(height_, count_ - q), panel.channel + c, std::min(kPanel, panel.cols - c), c);
+  }
+
+  // What all tiles of a panel share.
+  GemmTile tile_of(const PanelPlace& panel, float* scale, float* shift) const {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    const Epilogue& e = p_.epilogue;
+    const int64_t from = row_[0] + panel.channel;
+    for (int64_t i = 0; i < kMaxCols; ++i) {
+      scale[i] = e.scale != nullptr && i < panel.cols ? e.scale[from + i] : 1.0f;
+      shift[i] = e.shift != nullptr && i < panel.cols ? e.shift[from + i] : 0.0f;
+    }
+    GemmTile t;
+    t.tap_stride = plan_.joined ? plan_.depth * kPanel : p_.weight->tap_stride;
+    t.panel_stride = p_.kh * p_.kw * p_.weight->tap_stride;
+    t.channel = panel.channel;
+    t.cols = panel.cols;
+    t.scale = scale;
+    t.shift = shift;
+    t.low = e.act == Act::Relu || e.act == Act::Relu6 ? 0.0f : -kInfinity;
+    t.high = e.act == Act::Relu6 ? 6.0f : kInfinity;
+    t.curved = e.act == Act::Hardswish || e.act == Act::Silu;
+    t.act = e.act;
+    return t;
+  }
+
+  // One part of the sums of all pixels.
+  void run_tiles(GemmTile& t, const float* const* a) {
+    for (int64_t q = 0; q < count_; q += height_, a += plan_.taps * rows_) {
+      t.rows = std::min(height_, count_ - q);
+      t.a = a;
+      t.sums = sums_ + q * kMaxCols;
+      t.y = y_ + q;
+      t.residual = p_.epilogue.residual != nullptr ? residual_ + q : nullptr;
+      k_.gemm.tile(t);
+    }
+  }
+
+  // Fills the lists of pixels and the indirection table [tile][tap][row] of an item.
   void list_pixels(const Item& item) {
     const Activation* residual = p_.epilogue.residual;
-    count_ = item.samples * item.rows * p_.y.w;
+    straight_ = plain_;
     int64_t q = 0;
     for (int64_t s = 0; s < item.samples; ++s) {
       const int64_t i = item.first + s;
       const int64_t xn = x_row(p_, i), yn = y_row(p_, i), rn = residual_row(p_, i);
-      const int64_t table = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
+      const int64_t row = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
       const Image image = image_of(p_, plan_, item, s, staged_);
       for (int64_t oy = item.row; oy < item.row + item.rows; ++oy, q += p_.y.w) {
-        for (int64_t ox = 0; ox < p_.y.w; ++ox) {
-          Pixel& pixel = pixels_[q + ox];
-          pixel.y = yn * p_.y.sn + oy * p_.y.sh + ox * p_.y.sw;
-          pixel.residual = residual != nullptr ? rn * residual->sn + oy * residual->sh + ox * residual->sw : 0;
-          pixel.table = table;
-        }
+        list_addresses(p_.y, yn * p_.y.sn + oy * p_.y.sh, y_ + q);
+        if (residual != nullptr) list_addresses(*residual, rn * residual->sn + oy * residual->sh, residual_ + q);
+        std::fill_n(row_ + q, p_.y.w, row);
         list_line(image, oy, q);
       }
+      straight_ = straight_ && row == row_[0];
     }
+  }
+
+  // The addresses of a line of output pixels in y or the residual; the first is `element`.
+  template <class Pointer>
+  void list_addresses(const Activation& t, int64_t element, Pointer* out) const {
+    char* pixel = const_cast<char*>(at(t, element));
+    const int64_t step = t.sw * dtype_size(t.dtype);
+    for (int64_t ox = 0; ox < p_.y.w; ++ox) out[ox] = pixel + ox * step;
   }
 
   // The table's entries for one line of output pixels, of which the first is pixel q of the item.
   void list_line(const Image& image, int64_t oy, int64_t q) {
-    const int64_t taps = p_.kh * p_.kw;
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const int64_t iy = oy * p_.stride[0] - p_.pad[0] + tap / p_.kw * p_.dil[0];
-      const int64_t ix0 = tap % p_.kw * p_.dil[1] - p_.pad[1];  // input column of output column 0
+    const int64_t columns = plan_.taps / p_.kh, left = plan_.joined ? p_.pad[1] : 0;
+    const int64_t width = plan_.joined ? plan_.stage_width : p_.x.w;
+    for (int64_t tap = 0; tap < plan_.taps; ++tap) {
+      const int64_t iy = oy * p_.stride[0] - p_.pad[0] + tap / columns * p_.dil[0];
+      const int64_t ix0 = tap % columns * p_.dil[1] - p_.pad[1] + left;  // input column of output column 0
       const bool inside = iy >= 0 && iy < p_.x.h;
-      const float* line = image.data + (iy - image.top) * image.row_pitch;
-      int64_t r = q % k_.rows;
-      const float** entry = table_ + (q / k_.rows * taps + tap) * k_.rows;
+      const float* line = image.data + (iy - image.top) * image.row_pitch - left * image.pixel_pitch;
+      int64_t r = q % height_;
+      const float** entry = table_ + (q / height_ * plan_.taps + tap) * rows_;
       for (int64_t ox = 0, ix = ix0; ox < p_.y.w; ++ox, ix += p_.stride[1]) {
-        entry[r] = inside && ix >= 0 && ix < p_.x.w ? line + ix * image.pixel_pitch : zero_;
-        if (++r == k_.rows) {
+        entry[r] = inside && ix >= 0 && ix < width ? line + ix * image.pixel_pitch : zero_;
+        if (++r == height_) {
           r = 0;
-          entry += taps * k_.rows;
+          entry += plan_.taps * rows_;
         }
       }
     }
   }
 
-  void finish(int64_t q, int64_t n, int64_t channel, int64_t cols, const float* acc) {
+  // The general store, of finished sums.
+  void finish(int64_t q, int64_t n, int64_t channel, int64_t cols, int64_t from) {
     const Epilogue& e = p_.epilogue;
     Store s = store_of(p_, cols);
     s.rows = n;
-    const int64_t table = pixels_[q].table;
+    const auto offset = [&](const Activation& t) { return channel * t.sc * dtype_size(t.dtype); };
     for (int64_t r = 0; r < n; ++r) {
-      const Pixel& pixel = pixels_[q + r];
-      s.y[r] = const_cast<char*>(at(p_.y, pixel.y + channel * p_.y.sc));
-      s.residual[r] = s.has_residual ? at(*e.residual, pixel.residual + channel * e.residual->sc) : nullptr;
-      s.one_table = s.one_table && pixel.table == table;
+      s.y[r] = static_cast<char*>(y_[q + r]) + offset(p_.y);
+      s.residual[r] = s.has_residual ? static_cast<const char*>(residual_[q + r]) + offset(*e.residual) : nullptr;
+      s.one_table = s.one_table && row_[q + r] == row_[q];
     }
     for (int64_t r = 0; r < (s.one_table ? 1 : n); ++r) {
-      s.scale[r] = e.scale != nullptr ? e.scale + pixels_[q + r].table + channel : nullptr;
-      s.shift[r] = e.shift != nullptr ? e.shift + pixels_[q + r].table + channel : nullptr;
+      s.scale[r] = e.scale != nullptr ? e.scale + row_[q + r] + channel : nullptr;
+      s.shift[r] = e.shift != nullptr ? e.shift + row_[q + r] + channel : nullptr;
     }
-    k_.store(s, acc);
+    float c[kMaxRows * kPanel];
+    for (int64_t r = 0; r < n; ++r) std::copy_n(sums_ + (q + r) * kMaxCols + from, kPanel, c + r * kPanel);
+    k_.store(s, c);
   }
 
   const Problem& p_;
   const Plan& plan_;
   const Kernels& k_;
-  int64_t count_ = 0;
-  float *zero_, *panel_, *staged_;
+  const int64_t rows_;              // pixels of a tile at most, and the pitch of the table
+  const bool resident_;             // panels lie one after the other in a pack
+  int64_t count_ = 0, height_ = 1;  // pixels of the item, and of a tile
+  bool plain_, straight_ = false;   // y and residual are fp32, channels side by side; and one table row serves all
+  float *zero_, *panel_, *staged_, *sums_;
   const float** table_;
-  Pixel* pixels_;
+  void** y_;
+  const void** residual_;
+  int64_t* row_;
 };
 
 }  // namespace

@@ -45,14 +45,15 @@ struct Image {
   int64_t row_pitch, pixel_pitch;
 };
 
-// Copies the input rows of an item to [sample][row][w][pitch] fp32.
+// Copies the input rows of an item to [sample][row][column][pitch] fp32.
 void stage(const Problem& p, const Plan& plan, const Item& item, float* out);
 
 inline Image image_of(const Problem& p, const Plan& plan, const Item& item, int64_t sample, const float* staged) {
   if (!plan.staged)
     return {static_cast<const float*>(p.x.data) + x_row(p, item.first + sample) * p.x.sn, 0, p.x.sh, p.x.sw};
-  const int64_t line = p.x.w * plan.stage_pitch;
-  return {staged + sample * plan.in_rows * line, first_in_row(p, item), line, plan.stage_pitch};
+  const int64_t line = plan.stage_width * plan.stage_pitch;
+  return {staged + sample * plan.in_rows * line + plan.stage_left * plan.stage_pitch, first_in_row(p, item), line,
+          plan.stage_pitch};
 }
 
 // Where panel `index` of all groups lies.
@@ -67,15 +68,14 @@ inline PanelPlace panel_at(const Problem& p, int64_t index) {
   return {group, index % per_group, group * out + first, std::min(kPanel, out - first)};
 }
 
-// Does units [begin, end) of a plan, item by item: worker.take(item) when an item begins, worker.run_panel(panel) for
-// its panels.
+// Does units [begin, end) of a plan, item by item: worker.take(item) when an item begins, worker.run_panels(first, end)
+// for its panels.
 template <class Worker>
 void walk(const Problem& p, const Plan& plan, int64_t begin, int64_t end, Worker& worker) {
   for (int64_t unit = begin; unit < end; ++unit) {
     const int64_t index = unit / plan.panel_splits, split = unit % plan.panel_splits;
     if (unit == begin || split == 0) worker.take(item_of(p, plan, index));
-    for (int64_t i = plan.panels * split / plan.panel_splits; i < plan.panels * (split + 1) / plan.panel_splits; ++i)
-      worker.run_panel(panel_at(p, i));
+    worker.run_panels(plan.panels * split / plan.panel_splits, plan.panels * (split + 1) / plan.panel_splits);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "../common/arena.h"
+#include "ukernel.h"
 
 namespace effkern::conv {
 namespace {
@@ -12,6 +13,9 @@ namespace {
 // panel has to pay for its decoding (about 3.4 pixels' worth of arithmetic), so it is used for four times as many.
 constexpr int64_t kPixels = 96, kDecodedPixels = 384;
 constexpr int64_t kStageBytes = 256 * 1024;  // half of a 512 KiB L2
+// Products of a part of a sum: its weights (16 KiB) stay in L1 beside the rows they meet.
+constexpr int64_t kPart = 256;
+constexpr int64_t kThin = 16;  // the taps of a kernel's row are joined where there are fewer input channels
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -66,7 +70,7 @@ void cut(const Problem& p, int64_t tile, int64_t target, int64_t threads, Plan& 
     return std::min(p.x.h, (std::min(b * tile, p.y.h) - 1) * p.stride[0] + (p.kh - 1) * p.dil[0] + 1);
   };
   if (plan.staged) {
-    const int64_t row_bytes = std::max<int64_t>(p.x.w * plan.stage_pitch * 4, 1);
+    const int64_t row_bytes = std::max<int64_t>(plan.stage_width * plan.stage_pitch * 4, 1);
     while (plan.samples > 1 && plan.samples * in_rows(band) * row_bytes > kStageBytes) plan.samples /= 2;
     while (band > 1 && plan.samples * in_rows(band) * row_bytes > kStageBytes) band = (band + 1) / 2;
     if (band < lines) plan.samples = 1;
@@ -103,34 +107,46 @@ Plan make_plan(const Problem& p, int64_t threads) {
   // 12 rows of a power of two of 4 KiB lie in one set of the L1 cache, which has 8 ways: such inputs are copied apart.
   const bool aliased =
       p.x.sw * p.stride[1] % 1024 == 0 && p.c_in >= 64 && p.c_out / p.groups >= 64 && plan.form == nullptr;
-  plan.staged = p.x.dtype != DType::F32 || p.x.sc != 1 || aliased;
+  plan.joined = plan.form == nullptr && p.groups == 1 && p.c_in < kThin && p.kw > 1 && p.kw <= kThin &&
+                p.pad[1] < p.kw && p.dil[1] == 1 && p.weight->tap_stride == p.c_in * kPanel;
+  plan.staged = p.x.dtype != DType::F32 || p.x.sc != 1 || aliased || plan.joined;
   plan.stage_pitch = p.c_in % 512 == 0 ? p.c_in + 16 : p.c_in;
+  plan.stage_left = plan.joined ? p.pad[1] : 0;
+  plan.stage_width = plan.joined ? (p.y.w - 1) * p.stride[1] + p.kw : p.x.w;
+  plan.taps = plan.joined ? p.kh : p.kh * p.kw;
+  plan.depth = plan.joined ? p.kw * p.c_in : p.groups > 0 ? p.c_in / p.groups : 0;
+  plan.part_depth = std::max<int64_t>(ceil_div(plan.depth, std::max<int64_t>(ceil_div(plan.depth, kPart), 1)), 1);
+  plan.part_taps = std::max<int64_t>(kPart / std::max<int64_t>(plan.depth, 1), 1);
   const bool decoded = p.weight->scratch_floats() > 0;
   if (plan.form != nullptr)
     cut(p, plan.form->tile, winograd_tiles(p, *plan.form), threads, plan);
   else
-    cut(p, 1, decoded ? kDecodedPixels : kPixels, threads, plan);
+    cut(p, 1, decoded || plan.joined ? kDecodedPixels : kPixels, threads, plan);
   plan.panels = p.groups * panels_of(p.c_out / p.groups);
   plan.panel_splits = 1;
   const int64_t wanted = plan.form != nullptr ? threads : 2 * threads;
-  if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted)
-    plan.panel_splits = std::clamp<int64_t>(ceil_div(wanted, plan.items), 1, std::max<int64_t>(plan.panels, 1));
+  if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted) {
+    int64_t splits = ceil_div(wanted, plan.items);
+    while (plan.items * splits % threads != 0) ++splits;  // even shares: at most `threads` times as many
+    plan.panel_splits = std::clamp<int64_t>(splits, 1, std::max<int64_t>(plan.panels, 1));
+  }
   return plan;
 }
 
-int64_t stage_floats(const Problem& p, const Plan& plan) {
-  return plan.staged ? plan.samples * plan.in_rows * p.x.w * plan.stage_pitch : 0;
+int64_t stage_floats(const Problem&, const Plan& plan) {
+  return plan.staged ? plan.samples * plan.in_rows * plan.stage_width * plan.stage_pitch : 0;
 }
 
 int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
   // A kernel far larger than the map (padding makes that legal) has more taps than memory could point to.
   int64_t pointers = 0;
-  if (__builtin_mul_overflow(p.kh * p.kw, ceil_div(plan.pixels, tile_rows) * tile_rows, &pointers) ||
+  if (__builtin_mul_overflow(plan.taps, ceil_div(plan.pixels, tile_rows) * tile_rows, &pointers) ||
       pointers > (int64_t{1} << 58))
     throw std::bad_alloc();
-  size_t bytes = Arena::bytes(p.c_in, sizeof(float));       // the zero row
-  bytes += Arena::bytes(pointers, sizeof(float*));          // indirection
-  bytes += Arena::bytes(plan.pixels, 4 * sizeof(int64_t));  // pixel table
+  size_t bytes = Arena::bytes(std::max(p.c_in, plan.depth), sizeof(float));  // the zero row
+  bytes += Arena::bytes(pointers, sizeof(float*));                           // indirection
+  bytes += 3 * Arena::bytes(plan.pixels, sizeof(void*));                     // lists of pixels
+  bytes += Arena::bytes(plan.pixels * kMaxCols, sizeof(float));              // sums
   bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
   bytes += Arena::bytes(stage_floats(p, plan), sizeof(float));
   return static_cast<int64_t>(bytes);

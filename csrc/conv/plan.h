@@ -22,6 +22,8 @@ struct Plan {
   const WinogradForm* form;  // null: indirect GEMM
   bool staged;               // x is first copied, band by band, to fp32 channels-last scratch
   int64_t stage_pitch;       // floats from one staged pixel to the next
+  int64_t stage_left;        // columns of zeros before a staged line's first pixel
+  int64_t stage_width;       // columns of a staged line
   int64_t samples;           // maps per item
   int64_t rows;              // output rows per item
   int64_t bands;             // bands per map
@@ -30,6 +32,9 @@ struct Plan {
   int64_t panel_splits;      // ranges of panels
   int64_t in_rows;           // input rows that an item's rows need at most
   int64_t pixels;            // output pixels per item at most
+  // Indirect GEMM: a pixel's sum runs over `taps` rows of `depth` floats, in parts of part_taps x part_depth.
+  bool joined;  // a row holds all taps of a kernel's row, side by side in the staged line
+  int64_t taps, depth, part_taps, part_depth;
 };
 
 // Values of a line of outputs: what is multiplied for it, per pair of channels.

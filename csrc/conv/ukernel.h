@@ -25,6 +25,33 @@ struct Store {
   Act act;
 };
 
+// A tile of indirect GEMM and its store: sums of up to GemmKernels::rows pixels x 16 outputs a panel over taps t, then
+// k, of a[t * rows + r][a_offset + k] * b[t * tap_stride + k * 16 + (0..16)], in this order whatever the tile. A long
+// sum is cut and goes on in `sums`; with the last part the outputs are stored, fp32 and side by side.
+constexpr int64_t kMaxCols = 2 * kPanel;
+struct GemmTile {
+  int64_t rows;
+  const float* const* a;  // has the table's full row pitch whatever `rows` is
+  int64_t a_offset, taps, k;
+  const float* b;
+  int64_t tap_stride, panel_stride;  // floats from a tap to the next, and from the first panel to the second
+  float* sums;                       // [rows][kMaxCols]; read if `more`, written unless `last`, overwritten in any case
+  bool more, last;
+  int64_t channel, cols;  // the first output channel, and how many are stored: up to 16 a panel
+  // Read if `last`:
+  void* const* y;               // channel 0 of each row
+  const void* const* residual;  // the same, or null
+  const float *scale, *shift;   // [kMaxCols], of the tile's channels
+  float low, high;              // none, relu and relu6 are a clamp
+  bool curved;                  // `act` is none of those
+  Act act;
+};
+
+struct GemmKernels {
+  int64_t rows, panels;  // of a full tile
+  void (*tile)(const GemmTile& tile);
+};
+
 // An input tile for Winograd's transform: pixel (i, j) lies at x[i * row_pitch + j * pixel_pitch], channels side by
 // side. Only rows [y0, y1) and columns [x0, x1) are inside the image; the others are zeros and never read.
 struct InputTile {
@@ -70,6 +97,7 @@ struct Kernels {
   // of the sum is the same for every n.
   void (*tile)(int64_t n, const float* const* a, int64_t a_offset, int64_t taps, int64_t k, const float* b,
                int64_t tap_stride, bool more, float* c);
+  GemmKernels gemm;
   void (*store)(const Store& where, const float* c);
   WinogradKernels f23, f33, f43;  // f33 is of stride 2
   const WinogradKernels& winograd(int64_t m) const { return m == 2 ? f23 : m == 3 ? f33 : f43; }

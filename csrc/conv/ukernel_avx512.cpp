@@ -7,10 +7,12 @@ namespace effkern::conv::avx512 {
 
 #include "../common/lanes_impl.h"
 #include "activation_impl.h"
+#include "gemm_impl.h"
 #include "ukernel_impl.h"
 #include "winograd_impl.h"
 
-const Kernels table = {12, tile<16, 12>, store<16>, winograd<16, F23>(), winograd<16, F33>(), winograd43<16>()};
+const Kernels table = {
+    12, tile<16, 12>, {8, 2, gemm_pair<8>}, store<16>, winograd<16, F23>(), winograd<16, F33>(), winograd43<16>()};
 
 }  // namespace effkern::conv::avx512
 

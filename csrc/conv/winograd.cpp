@@ -67,6 +67,11 @@ class Worker {
     transform_input();
   }
 
+  void run_panels(int64_t first, int64_t end) {
+    for (int64_t i = first; i < end; ++i) run_panel(panel_at(p_, i));
+  }
+
+ private:
   void run_panel(const PanelPlace& panel) {
     const int64_t in_group = p_.c_in / p_.groups;
     const float* g = p_.weight->panel(panel.group, panel.index, panel_);
@@ -89,7 +94,6 @@ class Worker {
     finish(panel.channel, panel.cols);
   }
 
- private:
   // Tiles are numbered in four zones, so that those which have a value are side by side: whole tiles down and the
   // shorter ones across, whole tiles, shorter down and whole across, shorter both ways.
   enum Zone { kRight, kWhole, kBottom, kCorner, kZones };

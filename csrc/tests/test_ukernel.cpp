@@ -1,6 +1,8 @@
 // The inner loops alone: every row and column tail, every lane count this machine can run, operands that end at an
 // untouchable page.
+#include <algorithm>
 #include <cstring>
+#include <limits>
 #include <memory>
 
 #include "../conv/ukernel.h"
@@ -109,7 +111,77 @@ void store(const Named& it, int64_t n, int64_t cols, int64_t step, DType dtype, 
   }
 }
 
+// The tile with its store against the sums and the store apart, bit for bit: every number of rows and outputs, sums in
+// one part and in two, of rows and outputs that end at an untouchable page.
+void gemm(const Named& it, int64_t n, int64_t cols, int64_t taps, int64_t k, bool residual, Act act) {
+  const conv::GemmKernels& g = it.kernels->gemm;
+  const int64_t panels = conv::panels_of(cols), panel_floats = taps * k * kPanel, cut = draw(0, k);
+  const Rows a(taps * g.rows, k);
+  const Guarded b(static_cast<size_t>(panels * panel_floats) * sizeof(float));
+  for (int64_t i = 0; i < panels * panel_floats; ++i) b.floats()[i] = normal();
+  std::vector<float> scale(conv::kMaxCols), shift(conv::kMaxCols), sums(static_cast<size_t>(n * conv::kMaxCols));
+  for (float& v : scale) v = normal();
+  for (float& v : shift) v = normal();
+  const Rows y(n, cols), add(n, cols), exact(n, cols);
+  std::vector<void*> to;
+  std::vector<const void*> from;
+  for (int64_t r = 0; r < n; ++r) to.push_back(y.memory[r]->floats()), from.push_back(add.table[r]);
+
+  conv::GemmTile t{};
+  t.rows = n, t.taps = taps;
+  t.tap_stride = k * kPanel, t.panel_stride = panel_floats;
+  t.sums = sums.data();
+  t.cols = cols;
+  t.y = to.data();
+  t.residual = residual ? from.data() : nullptr;
+  t.scale = scale.data(), t.shift = shift.data();
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  t.low = act == Act::Relu || act == Act::Relu6 ? 0.0f : -kInfinity;
+  t.high = act == Act::Relu6 ? 6.0f : kInfinity;
+  t.curved = act == Act::Hardswish || act == Act::Silu;
+  t.act = act;
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (const bool second : {false, true}) {
+      t.taps = 1;
+      t.a = a.table.data() + tap * g.rows;
+      t.a_offset = second ? cut : 0;
+      t.k = second ? k - cut : cut;
+      t.b = b.floats() + (tap * k + t.a_offset) * kPanel;
+      t.more = tap > 0 || second;
+      t.last = tap + 1 == taps && second;
+      g.tile(t);
+    }
+
+  for (int64_t r = 0; r < n; ++r)
+    for (int64_t p = 0; p < panels; ++p) {
+      float c[kPanel];
+      std::vector<const float*> row(static_cast<size_t>(taps * it.kernels->rows), nullptr);
+      for (int64_t tap = 0; tap < taps; ++tap) row[tap * it.kernels->rows] = a.table[tap * g.rows + r];
+      it.kernels->tile(1, row.data(), 0, taps, k, b.floats() + p * panel_floats, k * kPanel, false, c);
+      conv::Store s{};
+      s.rows = 1, s.cols = std::min(kPanel, cols - p * kPanel);
+      s.one_table = true;
+      s.y_sc = s.residual_sc = 1;
+      s.y[0] = exact.memory[r]->floats() + p * kPanel;
+      s.has_residual = residual;
+      s.residual[0] = add.table[r] + p * kPanel;
+      s.scale[0] = scale.data() + p * kPanel, s.shift[0] = shift.data() + p * kPanel;
+      s.act = act;
+      it.kernels->store(s, c);
+    }
+  for (int64_t r = 0; r < n; ++r)
+    EXPECT(std::memcmp(y.table[r], exact.table[r], static_cast<size_t>(cols) * sizeof(float)) == 0, it.name, " row ", r,
+           " of ", n, " cols ", cols, " act ", static_cast<int>(act));
+}
+
 }  // namespace
+
+TEST(gemm_tiles_agree_bit_for_bit) {
+  for (const Named& it : runnable())
+    for (int64_t n = 1; n <= it.kernels->gemm.rows; ++n)
+      for (int64_t cols = 1; cols <= it.kernels->gemm.panels * kPanel; ++cols)
+        gemm(it, n, cols, 1 + cols % 3, draw(0, 9), coin(), static_cast<Act>((n + cols) % 5));
+}
 
 TEST(tile_tails) {
   for (const Named& it : runnable())
