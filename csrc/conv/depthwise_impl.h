@@ -43,7 +43,7 @@ inline __attribute__((always_inline)) void finish(const DepthwiseTiles& t, int64
     for (int i = 0; i < kCount; ++i) v[i] += memory.load(t.residual[i] + at);
   }
   const int64_t at = tile * t.out_step + c;
-  if (t.epilogue.act == Act::Hardswish || t.epilogue.act == Act::Silu) {
+  if (is_curve(t.epilogue.act)) {
     Vec line[kCount];
 #pragma GCC unroll 16
     for (int i = 0; i < kCount; ++i) line[i] = v[i];
@@ -143,6 +143,15 @@ void any(const DepthwiseTiles& t) {
   }
 }
 
+template <int kLanes>
+void curve_line(float* data, int64_t n, Act act) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) Lanes<kLanes>::save(data + i, curve<kLanes>(Lanes<kLanes>::load(data + i), act));
+  if (i == n) return;
+  const int rest = static_cast<int>(n - i);
+  MaskedMemory<kLanes>::save(data + i, rest, curve<kLanes>(MaskedMemory<kLanes>::load(data + i, rest), act));
+}
+
 // Pixels in lanes; kVecs accumulators hide the latency of the sum.
 template <int kLanes, int kVecs>
 inline __attribute__((always_inline)) void flat_block(const DepthwiseFlat& f, int64_t q) {
@@ -172,9 +181,7 @@ void flat(const DepthwiseFlat& f) {
   if constexpr (kLanes >= 8)
     for (; q + 64 <= f.length; q += 64) flat_block<kLanes, 64 / kLanes>(f, q);
   for (; q < f.length; q += 16) flat_block<kLanes, 16 / kLanes>(f, q);
-  if (f.epilogue.act != Act::Hardswish && f.epilogue.act != Act::Silu) return;
-  for (q = 0; q < f.length; q += kLanes)
-    Lanes<kLanes>::save(f.out + q, curve<kLanes>(Lanes<kLanes>::load(f.out + q), f.epilogue.act));
+  if (is_curve(f.epilogue.act)) curve_line<kLanes>(f.out, f.length, f.epilogue.act);
 }
 
 template <int kLanes>
@@ -214,11 +221,13 @@ constexpr void shapes(DepthwiseKernel (&row)[kDepthwiseRows][kDepthwiseWidths]) 
 template <int kLanes>
 constexpr DepthwiseKernels depthwise_kernels_of() {
   DepthwiseKernels k{};
-  shapes<kLanes, 3, 1>(k.tile[0][0]);
-  shapes<kLanes, 3, 2>(k.tile[0][1]);
+  if constexpr (kLanes < 16) {  // wider vectors come with the registers for sweeps
+    shapes<kLanes, 3, 1>(k.tile[0][0]);
+    shapes<kLanes, 3, 2>(k.tile[0][1]);
+  }
   shapes<kLanes, 5, 1>(k.tile[1][0]);
   shapes<kLanes, 5, 2>(k.tile[1][1]);
   k.any[0] = any<kLanes, 7>, k.any[1] = any<kLanes, 4>, k.any[2] = any<kLanes, 2>, k.any[3] = any<kLanes, 1>;
-  k.flat = flat<kLanes>, k.copy = copy<kLanes>, k.evens = evens<kLanes>;
+  k.flat = flat<kLanes>, k.curve = curve_line<kLanes>, k.copy = copy<kLanes>, k.evens = evens<kLanes>;
   return k;
 }

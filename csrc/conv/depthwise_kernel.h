@@ -18,6 +18,8 @@ struct DepthwiseEpilogue {
 
 DepthwiseEpilogue depthwise_epilogue(Act act);
 
+inline bool is_curve(Act act) { return act == Act::Hardswish || act == Act::Silu; }
+
 // `tiles` tiles, one behind the other, of the same outputs relative to their first pixel. Pointers are to the first
 // channel of the block; no channel past `channels` is read or written.
 struct DepthwiseTiles {
@@ -35,6 +37,30 @@ struct DepthwiseTiles {
 };
 
 using DepthwiseKernel = void (*)(const DepthwiseTiles&);
+
+// A strip of up to 4 rows of outputs of a 3x3 kernel, `columns` wide. Pointers are to the first channel of the block;
+// no channel past `channels` and no column outside of the map is read.
+struct DepthwiseSweep {
+  const float* in[7];  // the strip's input rows, column 0; a row in the padding is a pixel of zeros and has step 0
+  int64_t in_step[7];  // floats from one column to the next
+  int64_t first;       // input column of the first output's first tap, not below stride - 3; may be negative
+  int64_t width;       // columns of the input
+  int64_t columns;     // columns of outputs
+  float* out;          // the first output
+  int64_t out_row, out_step;
+  const float* residual;  // as out, or null
+  int64_t residual_row, residual_step;
+  int64_t channels;
+  const float* weight;  // [tap][tap_stride]
+  int64_t tap_stride;
+  const float *scale, *shift;  // [channels]; scale may be null
+  DepthwiseEpilogue epilogue;  // applied but for the activations that are no clamp
+  const char* ahead;           // what the next strips read, to be fetched into the L2 cache meanwhile, or null
+  bool stream;                 // writes past the caches: out and its steps are whole cache lines
+};
+
+using DepthwiseSweepKernel = void (*)(const DepthwiseSweep&);
+constexpr int64_t kSweepRows[] = {4, 3};  // at most, by stride: its inputs and weights fill 32 registers
 
 // Widths of a tile, widest first: a row of outputs is cut greedily. 7 divides the maps of ImageNet networks.
 constexpr int64_t kDepthwiseCols[] = {7, 4, 2, 1};
@@ -56,11 +82,15 @@ struct DepthwiseFlat {
 constexpr int64_t kFlatLanes = 16;
 
 struct DepthwiseKernels {
+  // [stride 1 or 2][rows - 1], null where the set has too few registers: 3x3 kernels are then done by tiles.
+  DepthwiseSweepKernel sweep[2][4];
   // [kernel 3 or 5][stride 1 or 2][rows 1 or 2][width]
   DepthwiseKernel tile[2][2][kDepthwiseRows][kDepthwiseWidths];
   // Any kernel, stride and dilation, one row of outputs.
   DepthwiseKernel any[kDepthwiseWidths];
   void (*flat)(const DepthwiseFlat&);
+  void (*curve)(float* data, int64_t n, Act act);  // an activation that is no clamp, in place
+  void (*fence)();  // orders what was streamed before what this thread writes next; null where `sweep` is
   // Copies rows of n floats, and of every other of 2 n - 1 floats.
   void (*copy)(float* to, int64_t to_pitch, const float* from, int64_t from_pitch, int64_t rows, int64_t n);
   void (*evens)(float* to, int64_t to_pitch, const float* from, int64_t from_pitch, int64_t rows, int64_t n);

@@ -78,6 +78,19 @@ def test_nan_reaches_only_its_receptive_field(pad):
     assert int(hit.sum()) == 18 * 9
 
 
+@pytest.mark.parametrize("stride, residual", [(1, False), (1, True), (2, False)])
+def test_depthwise_batches_past_the_caches_have_the_bits_of_their_samples(stride, residual):
+    # 24 MiB and more of input and output are written past the caches, a sample alone is not.
+    random = torch.Generator().manual_seed(2)
+    x = torch.randn(6, 32, 112 * stride, 112 * stride, generator=random).to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(32, 1, 3, 3, generator=random), torch.randn(32, generator=random)
+    added = torch.randn(6, 32, 112, 112, generator=random).to(memory_format=torch.channels_last) if residual else None
+    y = rep_conv2d(x, weight, bias, stride, 1, 1, 32, "relu6", added)
+    for i in range(len(x)):
+        one = None if added is None else added[i : i + 1]
+        assert torch.equal(y[i : i + 1], rep_conv2d(x[i : i + 1], weight, bias, stride, 1, 1, 32, "relu6", one))
+
+
 def test_output_is_guarded():
     """Nothing is written outside the output, whatever its tails: neighbours in memory keep their value."""
     for channels in (1, 15, 16, 17, 33):
