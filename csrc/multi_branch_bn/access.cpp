@@ -17,7 +17,8 @@ Access::Access(const Activation& a, const Walk& walk, const Kernels& kernels, bo
       pixel_(pixel_pitch(a)),
       even_(pixel_ >= 0 && (a.n <= 1 || a.sn == a.h * a.w * pixel_)),
       direct_(a.dtype == DType::F32 && (walk.interleaved ? even_ && (a.c == 1 || a.sc == 1) : pixel_ == 1)),
-      stream_(stream && a.dtype == DType::F32) {}
+      stream_(stream && a.dtype == DType::F32),
+      lines_(reinterpret_cast<uintptr_t>(a.data) % 64 == 0 && (walk.interleaved ? a.c : walk.plane) % 16 == 0) {}
 
 // Calls run(element, count, step, at): `count` positions whose first element of channel s.c is `element` and which are
 // `step` elements apart, `at` positions into the tile.
@@ -45,7 +46,10 @@ const float* Access::read(const Spot& s, float* buffer, int64_t* pitch, int64_t*
   if (direct_) {
     const int64_t at = offset(s.q);
     *pitch = walk_->interleaved ? pixel_ : a_.sn;
-    if (s.q + s.pixels < walk_->positions) *ahead = offset(s.q + s.pixels) - at;
+    if (walk_->interleaved)
+      *ahead = std::max<int64_t>(4, kAhead / std::max<int64_t>(s.channels, 1)) * pixel_;
+    else if (s.q + std::min(s.pixels, walk_->plane) < walk_->positions)
+      *ahead = offset(s.q + std::min(s.pixels, walk_->plane)) - at;
     return static_cast<const float*>(a_.data) + at + s.c * a_.sc;
   }
   const char* data = static_cast<const char*>(a_.data);
@@ -69,7 +73,7 @@ const float* Access::read(const Spot& s, float* buffer, int64_t* pitch, int64_t*
 }
 
 float* Access::place(const Spot& s, float* buffer, int64_t* pitch) const {
-  if (direct_ && !stream_) {
+  if (direct_ && (lines_ || !stream_)) {
     *pitch = walk_->interleaved ? pixel_ : a_.sn;
     return static_cast<float*>(a_.data) + offset(s.q) + s.c * a_.sc;
   }
@@ -83,7 +87,7 @@ void Access::put(const float* from, int64_t count, int64_t to) const {
 }
 
 void Access::finish(const Spot& s, const float* buffer) const {
-  if (direct_ && !stream_) return;
+  if (direct_ && (lines_ || !stream_)) return;
   runs(s, [&](int64_t to, int64_t count, int64_t step, int64_t at) {
     const float* from = buffer + at * s.channels;
     if (step == s.channels) return put(from, count * s.channels, to);

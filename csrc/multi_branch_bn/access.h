@@ -17,6 +17,8 @@ class Access {
   const float* read(const Spot& s, float* buffer, int64_t* pitch, int64_t* ahead) const;
   // Where to write a tile: in place or `buffer`. Call finish() afterwards.
   float* place(const Spot& s, float* buffer, int64_t* pitch) const;
+  // Whether place() is in place and wants stores past the caches.
+  bool past() const { return direct_ && stream_ && lines_; }
   // Stores a tile that was written to the buffer. Only for a dense tensor that lies as the walk goes.
   void finish(const Spot& s, const float* buffer) const;
   // The first position of a channel.
@@ -36,6 +38,7 @@ class Access {
   bool even_ = false;    // the same also from one sample to the next
   bool direct_ = false;  // tiles are in place
   bool stream_ = false;
+  bool lines_ = false;  // rows of a tile are whole cache lines
 };
 
 }  // namespace effkern::multi_branch_bn

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "problem.h"
+#include "kernels.h"
 
 namespace effkern::multi_branch_bn {
 
@@ -18,7 +18,6 @@ struct Spot {
 struct Walk {
   static constexpr int64_t kTileFloats = 4096;        // 16 KiB a tensor
   static constexpr int64_t kSegmentFloats = 1 << 16;  // 256 KiB a tensor
-  static constexpr int64_t kBlock = 128;              // channels
 
   bool interleaved;
   int64_t plane, positions, channels;
@@ -36,7 +35,7 @@ struct Walk {
       const int64_t blocks = std::max<int64_t>((channels + kBlock - 1) / kBlock, 1);
       const int64_t equal = ((channels + blocks - 1) / blocks + 15) / 16 * 16;
       block = std::max<int64_t>(std::min(channels, equal), 1);
-      tile = std::clamp<int64_t>(kTileFloats / block, 32, 256);
+      tile = std::clamp<int64_t>(2 * kTileFloats / block / 4 * 4, 32, 256);
       segment = std::max<int64_t>(4, kSegmentFloats / (tile * std::max<int64_t>(channels, 1))) * tile;
     } else {
       tile = plane > 0 && plane <= kTileFloats ? kTileFloats / plane * plane : kTileFloats;

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from effkern.ops import _checks as check
 from effkern.ops._registry import Op, empty_like_layout
@@ -125,6 +126,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: reference.Outputs) -> None:
     ctx.save_for_backward(*xs, *weight, *bias, mean, invstd)
     ctx.options = (training, relu)
     ctx.running = (len(running_mean), len(running_var))
+    ctx.set_materialize_grads(False)
 
 
 def _each(need: Any, count: int) -> list[bool]:
@@ -132,18 +134,61 @@ def _each(need: Any, count: int) -> list[bool]:
     return list(need) if isinstance(need, list | tuple) else [need] * count
 
 
-def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+def _gradients(ctx: Any, grad: Tensor, needs: Sequence[Sequence[bool]]) -> tuple[list[Any], list[Any], list[Any]]:
     *tensors, mean, invstd = ctx.saved_tensors
     b = len(tensors) // 3
     xs, weight, bias = tensors[:b], tensors[b : 2 * b], tensors[2 * b :]
-    needs = [_each(need, b) for need in ctx.needs_input_grad[:3]]
-    dxs, dweight, dbias = _backward_op(grad, xs, weight, bias, mean, invstd, *ctx.options, needs[0])
+    dxs, dweight, dbias = _backward_op(grad, xs, weight, bias, mean, invstd, *ctx.options, list(needs[0]))
+    # Every bias has the same gradient, each in memory of its own.
+    dbiases = dbias.expand(b, -1).clone() if any(needs[2]) else dweight
     return (
         [d if need else None for d, need in zip(dxs, needs[0], strict=True)],
-        [dweight[i].to(weight[i].dtype) if need else None for i, need in enumerate(needs[1])],
-        [dbias.to(bias[i].dtype, copy=True) if need else None for i, need in enumerate(needs[2])],
-        *([None] * count for count in ctx.running),
-        *[None] * 4,
+        [d.to(p.dtype) if need else None for d, p, need in zip(dweight.unbind(), weight, needs[1], strict=True)],
+        [d.to(p.dtype) if need else None for d, p, need in zip(dbiases.unbind(), bias, needs[2], strict=True)],
+    )
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    rest = (*([None] * count for count in ctx.running), *[None] * 4)
+    b = len(ctx.saved_tensors) // 3
+    if grad is None:
+        return (*([None] * b for _ in range(3)), *rest)
+    return (*_gradients(ctx, grad, [_each(need, b) for need in ctx.needs_input_grad[:3]]), *rest)
+
+
+class _multi_branch_bn_add_relu(torch.autograd.Function):
+    """The operator and its gradient, recorded without the list handling of the operator's own formula (200 us)."""
+
+    @staticmethod
+    def forward(ctx: Any, running: tuple[Any, Any], options: tuple[Any, ...], *tensors: Tensor) -> reference.Outputs:
+        b = len(tensors) // 3
+        xs, weight, bias = list(tensors[:b]), list(tensors[b : 2 * b]), list(tensors[2 * b :])
+        output: reference.Outputs = _op(xs, weight, bias, *running, *options)
+        _save(ctx, (xs, weight, bias, *running, *options), output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad[2:]
+        if grad is None:
+            return (None,) * (2 + len(needs))
+        b = len(needs) // 3
+        each = _gradients(ctx, grad, [needs[i * b : (i + 1) * b] for i in range(3)])
+        return (None, None, *each[0], *each[1], *each[2])
+
+
+def _plain(tensors: Tensors) -> bool:
+    """Whether a call that records its gradient needs nothing of the dispatcher: see `_multi_branch_bn_add_relu`."""
+    return (
+        torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and not torch.is_autocast_enabled(tensors[0].device.type)
+        and forward_ad._current_level < 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._get_tracing_state() is None
     )
 
 
@@ -205,4 +250,9 @@ def multi_branch_bn_add_relu(
     >>> y.flatten().tolist()
     [0.0, 2.0]
     """
-    return _op(list(xs), list(weight), list(bias), list(running_mean), list(running_var), training, momentum, eps, relu)
+    xs, weight, bias, running = list(xs), list(weight), list(bias), (list(running_mean), list(running_var))
+    options = (training, momentum, eps, relu)
+    tensors = [*xs, *weight, *bias]
+    if len(xs) == len(weight) == len(bias) > 0 and _plain(tensors):
+        return _multi_branch_bn_add_relu.apply(running, options, *tensors)  # type: ignore[no-untyped-call, no-any-return]
+    return _op(xs, weight, bias, *running, *options)
