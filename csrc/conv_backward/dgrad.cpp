@@ -6,6 +6,7 @@
 
 #include "../common/arena.h"
 #include "../common/parallel.h"
+#include "dgrad_columns.h"
 
 namespace effkern::conv {
 namespace {
@@ -110,6 +111,7 @@ void run_phase(const DgradProblem& p, const Activation& gx, const Phase& rows, c
 
 void dgrad(const DgradProblem& p) {
   if (p.count == 0 || p.weight.groups * p.weight.in_per_group == 0) return;
+  if (takes_columns(p)) return dgrad_columns(p);
   for (int64_t iy = 0; iy < std::min(p.stride[0], p.gx.h); ++iy) {
     const Phase rows = phase(iy, p.gx.h, p.weight.kh, p.stride[0], p.pad[0], p.dil[0]);
     for (int64_t ix = 0; ix < std::min(p.stride[1], p.gx.w); ++ix) {
