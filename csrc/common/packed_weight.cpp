@@ -77,7 +77,7 @@ conv::WeightView weight_view(const View& weight, const PackedWeight::Dims& dims,
 
 PackedWeight::PackedWeight(const View& weight, const Dims& dims, const RunningPart& run) : dims_(dims), run_(run) {
   const bool depthwise = is_depthwise(dims);
-  const float* data;
+  const float *data, *transforms = nullptr;
   int64_t out_per_group = run.out_per_group, in_per_group = run.in_per_group;
   depthwise_stride_ = run.groups;
   if (is_handle(weight)) {
@@ -85,6 +85,8 @@ PackedWeight::PackedWeight(const View& weight, const Dims& dims, const RunningPa
     std::memcpy(&h, weight.const_data_ptr(), sizeof h);
     const char* bytes = static_cast<const char*>(weight.const_data_ptr());
     data = reinterpret_cast<const float*>(bytes + conv::handle_weight_offset(h));
+    if (h.kind == conv::PackKind::Winograd)
+      transforms = reinterpret_cast<const float*>(bytes + conv::handle_transforms_offset(h));
     if (h.has_bias != 0) bias_ = reinterpret_cast<const float*>(bytes + sizeof h);
     out_per_group = dims.out_channels / dims.groups;
     in_per_group = dims.in_per_group;
@@ -98,7 +100,7 @@ PackedWeight::PackedWeight(const View& weight, const Dims& dims, const RunningPa
   if (depthwise)
     depthwise_ = data;
   else
-    panels_ = std::make_unique<conv::ResidentPanels>(data, out_per_group, in_per_group, dims.kh * dims.kw);
+    panels_ = std::make_unique<conv::ResidentPanels>(data, out_per_group, in_per_group, dims.kh * dims.kw, transforms);
 }
 
 void PackedWeight::attach(conv::Problem& problem) const {
@@ -113,14 +115,16 @@ void PackedWeight::attach(conv::Problem& problem) const {
   problem.groups = run_.groups;
 }
 
-Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, const char* op) {
+Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, bool transformed, const char* op) {
   EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle already");
   const PackedWeight::Dims d = PackedWeight::dims(weight, groups, {op, "weight"});
   const FloatVector b(bias, d.out_channels, weight.scalar_type(), {op, "bias"});
   const bool depthwise = is_depthwise(d);
+  const conv::PackKind kind = depthwise                               ? conv::PackKind::Depthwise
+                              : transformed && d.kh == 3 && d.kw == 3 ? conv::PackKind::Winograd
+                                                                      : conv::PackKind::Panels;
   const conv::PackHeader h =
-      conv::make_header(depthwise ? conv::PackKind::Depthwise : conv::PackKind::Panels, static_cast<bool>(b),
-                        d.out_channels, d.in_per_group, d.kh, d.kw, groups);
+      conv::make_header(kind, static_cast<bool>(b), d.out_channels, d.in_per_group, d.kh, d.kw, groups);
   const int64_t size[] = {conv::handle_bytes(h)};
   Tensor handle = torch::stable::empty({size, 1}, ScalarType::Byte, std::nullopt, weight.device());
   char* bytes = static_cast<char*>(handle.mutable_data_ptr());
@@ -133,6 +137,8 @@ Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups
   float* out = reinterpret_cast<float*>(bytes + conv::handle_weight_offset(h));
   const conv::WeightView view = weight_view(weight, d, {groups, d.out_channels / groups, d.in_per_group});
   depthwise ? conv::pack_depthwise(view, out) : conv::pack_panels(view, out);
+  if (kind == conv::PackKind::Winograd)
+    conv::pack_winograd(view, out, reinterpret_cast<float*>(bytes + conv::handle_transforms_offset(h)));
   return handle;
 }
 

@@ -56,7 +56,8 @@ bool is_depthwise(const PackedWeight::Dims& dims);
 // A 4-d weight as the packer sees it, cut to its running part.
 conv::WeightView weight_view(const View& weight, const PackedWeight::Dims& dims, const RunningPart& run);
 
-// Packs a whole 4-d weight and an optional bias into a new handle.
-Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, const char* op);
+// Packs a whole 4-d weight and an optional bias into a new handle; `transformed`: with Winograd's transforms where the
+// kernel is 3x3 and not depthwise.
+Tensor pack_handle(const Tensor& weight, const MaybeTensor& bias, int64_t groups, bool transformed, const char* op);
 
 }  // namespace effkern

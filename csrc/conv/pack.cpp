@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "../common/parallel.h"
+#include "ukernel.h"
 
 namespace effkern::conv {
 namespace {
@@ -31,6 +32,10 @@ int64_t weight_floats(const PackHeader& h) {
   return h.kind == PackKind::Depthwise ? depthwise_floats(packed_view(h)) : panels_floats(packed_view(h));
 }
 
+int64_t transforms_floats(const PackHeader& h) {
+  return h.kind == PackKind::Winograd ? winograd_floats(packed_view(h)) : 0;
+}
+
 }  // namespace
 
 bool is_countable(const WeightView& w) {
@@ -42,6 +47,10 @@ bool is_countable(const WeightView& w) {
 
 int64_t panels_floats(const WeightView& w) {
   return w.groups * panels_of(w.out_per_group) * w.kh * w.kw * w.in_per_group * kPanel;
+}
+
+int64_t winograd_floats(const WeightView& w) {
+  return w.groups * panels_of(w.out_per_group) * kWinogradValues * w.in_per_group * kPanel;
 }
 
 int64_t depthwise_floats(const WeightView& w) { return w.kh * w.kw * w.groups; }
@@ -78,6 +87,17 @@ void pack_panels(const WeightView& w, float* out) {
   });
 }
 
+void pack_winograd(const WeightView& w, const float* panels, float* out) {
+  const WinogradKernels& f = kernels(isa()).f43;
+  const int64_t plane = w.in_per_group * kPanel, rows = 2 * f.weight_side * plane;
+  parallel_for(0, w.groups * panels_of(w.out_per_group), 1 + 4096 / (plane + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p)
+      for (int64_t pair = 0; pair < f.pairs; ++pair)
+        f.weight(pair, panels + p * 9 * plane, plane, w.in_per_group, out + p * kWinogradValues * plane + pair * rows,
+                 plane);
+  });
+}
+
 void pack_depthwise(const WeightView& w, float* out) {
   for (int64_t t = 0; t < w.kh * w.kw; ++t)
     for (int64_t c = 0; c < w.groups; ++c)
@@ -107,11 +127,13 @@ const char* check_header(const void* bytes, int64_t size) {
   if (std::memcmp(h.magic, "EFFKPACK", 8) != 0) return "does not begin with the magic bytes of a packed weight";
   if (h.version != kPackVersion) return "has a format version this build does not read";
   if (h.checksum != fnv1a(&h, offsetof(PackHeader, checksum))) return "has a corrupt header (checksum differs)";
-  if (h.kind != PackKind::Panels && h.kind != PackKind::Depthwise) return "has an unknown kind of pack";
+  if (h.kind != PackKind::Panels && h.kind != PackKind::Depthwise && h.kind != PackKind::Winograd)
+    return "has an unknown kind of pack";
   if (h.out_channels < 0 || h.in_per_group < 0 || h.kh < 1 || h.kw < 1 || h.groups < 1 ||
       h.out_channels % h.groups != 0)
     return "has impossible dimensions in its header";
-  if ((h.kind == PackKind::Depthwise) != is_depthwise(h.out_channels, h.in_per_group, h.groups))
+  if ((h.kind == PackKind::Depthwise) != is_depthwise(h.out_channels, h.in_per_group, h.groups) ||
+      (h.kind == PackKind::Winograd && (h.kh != 3 || h.kw != 3)))
     return "has a kind of pack that does not fit the dimensions in its header";
   if (!is_countable(packed_view(h)) || handle_bytes(h) != size)
     return "has a size other than its header tells (truncated?)";
@@ -122,6 +144,8 @@ int64_t handle_weight_offset(const PackHeader& h) {
   return static_cast<int64_t>(sizeof(PackHeader)) + bias_floats(h) * 4;
 }
 
-int64_t handle_bytes(const PackHeader& h) { return handle_weight_offset(h) + weight_floats(h) * 4; }
+int64_t handle_transforms_offset(const PackHeader& h) { return handle_weight_offset(h) + weight_floats(h) * 4; }
+
+int64_t handle_bytes(const PackHeader& h) { return handle_transforms_offset(h) + transforms_floats(h) * 4; }
 
 }  // namespace effkern::conv

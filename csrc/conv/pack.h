@@ -29,10 +29,18 @@ bool is_countable(const WeightView& weight);
 int64_t panels_floats(const WeightView& weight);
 int64_t depthwise_floats(const WeightView& weight);
 
+// Floats of the transforms for Winograd's F(4,3) beside panels of 3x3 taps, 4 times as many: [group][out/16][row of G
+// g G^T][column][in][16], the rows in the order of WinogradKernels::weight_row.
+int64_t winograd_floats(const WeightView& weight);
+
 void pack_panels(const WeightView& weight, float* out);
+// From the panels of the same weight, by the arithmetic of the instruction set that runs: the bits a convolution would
+// transform them to. Those of sets without FMA differ in the last place.
+void pack_winograd(const WeightView& weight, const float* panels, float* out);
 void pack_depthwise(const WeightView& weight, float* out);
 
-enum class PackKind : uint16_t { Panels = 0, Depthwise = 1 };
+// Winograd: panels of 3x3 taps, then their transforms.
+enum class PackKind : uint16_t { Panels = 0, Depthwise = 1, Winograd = 2 };
 
 // The first 64 bytes of a handle; bias (if any, padded to a multiple of 16 floats) and pack follow. Little endian. The
 // layout does not depend on the instruction set, so a handle may move between processors.
@@ -58,5 +66,6 @@ const char* check_header(const void* bytes, int64_t size);
 // Whole size in bytes of the handle a header describes, and where its parts begin.
 int64_t handle_bytes(const PackHeader& header);
 int64_t handle_weight_offset(const PackHeader& header);
+int64_t handle_transforms_offset(const PackHeader& header);
 
 }  // namespace effkern::conv

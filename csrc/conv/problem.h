@@ -20,6 +20,8 @@ struct Activation {
 
 constexpr int64_t kPanel = 16;  // outputs a panel holds: 2 ymm or 1 zmm, and one cache line of fp32
 
+constexpr int64_t kWinogradValues = 36;  // transforms of a 3x3 kernel for F(4,3)
+
 inline int64_t panels_of(int64_t outputs) { return (outputs + kPanel - 1) / kPanel; }
 
 // Gives weights as panels of 16 outputs, [tap][c_in_full][16] fp32, outputs past the end zero. A prefix of the inputs
@@ -31,6 +33,11 @@ class Panels {
   // Panel p of a group. Either a pointer into the pack, or `scratch` after the panel was decoded into it. Called from
   // several threads at once; must not throw.
   virtual const float* panel(int64_t group, int64_t p, float* scratch) const = 0;
+  // The panel's transforms for Winograd's F(4,3) as pack_winograd lays them, or null: they are then made when used.
+  virtual const float* transformed(int64_t group, int64_t p) const {
+    static_cast<void>(group), static_cast<void>(p);
+    return nullptr;
+  }
   // Floats that panel() needs at `scratch`; 0 for a resident pack. Decoders get larger pixel blocks.
   virtual int64_t scratch_floats() const { return 0; }
   const int64_t tap_stride;  // floats from one tap to the next
@@ -40,18 +47,23 @@ class Panels {
 class ResidentPanels final : public Panels {
  public:
   // out_per_group and in_per_group are those of the whole weight, not of the active prefix.
-  ResidentPanels(const float* data, int64_t out_per_group, int64_t in_per_group, int64_t taps)
+  ResidentPanels(const float* data, int64_t out_per_group, int64_t in_per_group, int64_t taps,
+                 const float* transforms = nullptr)
       : Panels(in_per_group * kPanel),
         data_(data),
-        panel_stride_(taps * in_per_group * kPanel),
-        group_stride_(panels_of(out_per_group) * panel_stride_) {}
+        transforms_(transforms),
+        panels_(panels_of(out_per_group)),
+        panel_stride_(taps * in_per_group * kPanel) {}
   const float* panel(int64_t group, int64_t p, float*) const override {
-    return data_ + group * group_stride_ + p * panel_stride_;
+    return data_ + (group * panels_ + p) * panel_stride_;
+  }
+  const float* transformed(int64_t group, int64_t p) const override {
+    return transforms_ != nullptr ? transforms_ + (group * panels_ + p) * kWinogradValues * tap_stride : nullptr;
   }
 
  private:
-  const float* data_;
-  int64_t panel_stride_, group_stride_;
+  const float *data_, *transforms_;
+  int64_t panels_, panel_stride_;
 };
 
 struct Epilogue {

@@ -13,6 +13,8 @@ constexpr int64_t kLine = 16;  // floats of padding that keep parallel streams o
 // Input channels whose weights are transformed at a time: two rows of transforms (24 KiB) are written to and read from
 // L1. The sums go on in memory, in the same order.
 constexpr int64_t kChunk = 32, kUPlane = kChunk * kPanel + 2 * kLine;
+// Of weights that were transformed beforehand 16 KiB, half of L1, are used by all tiles before the next.
+constexpr int64_t kPackedChunk = 256;
 
 // Weights are read and transforms written side by side. Loads that share the low 12 bits of an address with a recent
 // store wait for it, so the transforms begin this far, modulo 4 KiB, behind the weights: 110 instead of 160 to 220
@@ -74,24 +76,33 @@ class Worker {
  private:
   void run_panel(const PanelPlace& panel) {
     const int64_t in_group = p_.c_in / p_.groups;
-    const float* g = p_.weight->panel(panel.group, panel.index, panel_);
+    const float* packed = wino_.side == 6 ? p_.weight->transformed(panel.group, panel.index) : nullptr;
+    const float* g = packed != nullptr ? nullptr : p_.weight->panel(panel.group, panel.index, panel_);
+    const int64_t chunk = packed != nullptr ? kPackedChunk : kChunk;
+    const int64_t plane = packed != nullptr ? p_.weight->tap_stride : kUPlane;
     for (int64_t pair = 0; pair < wino_.pairs; ++pair)
-      for (int64_t k = 0; k < in_group; k += kChunk) {
-        const int64_t depth = std::min(kChunk, in_group - k);
-        float* u = behind(u_, g + k * kPanel);
-        wino_.weight(pair, g + k * kPanel, p_.weight->tap_stride, depth, u, kUPlane);
+      for (int64_t k = 0; k < in_group; k += chunk) {
+        const int64_t depth = std::min(chunk, in_group - k);
+        const float* u = packed != nullptr ? packed + pair * 2 * wino_.weight_side * plane + k * kPanel
+                                           : transform_weight(pair, g + k * kPanel, depth);
         for (int64_t i = 0; i < size_.side; ++i) {
           const int64_t r = wino_.weight_of[i] == wino_.weight_row[pair][0] ? 0 : 1;
           if (wino_.weight_of[i] != wino_.weight_row[pair][r]) continue;
           for (int64_t j = 0; j < size_.side; ++j) {
             const int64_t value = i * size_.side + j, offset = value * size_.v_plane + panel.group * in_group + k;
-            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * kUPlane;
+            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * plane;
             const Range& tiles = range_[wino_.piece[down_].has[i]][wino_.piece[across_].has[j]];
             multiply(tiles, offset, depth, b, k > 0, m_ + value * size_.m_plane);
           }
         }
       }
     finish(panel.channel, panel.cols);
+  }
+
+  const float* transform_weight(int64_t pair, const float* g, int64_t depth) {
+    float* u = behind(u_, g);
+    wino_.weight(pair, g, p_.weight->tap_stride, depth, u, kUPlane);
+    return u;
   }
 
   // Tiles are numbered in four zones, so that those which have a value are side by side: whole tiles down and the

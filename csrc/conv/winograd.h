@@ -1,6 +1,6 @@
 // 3x3 convolution by Winograd's minimal filtering: F(4x4, 3x3) and F(2x2, 3x3) for stride 1, F(3x3, 3x3) for stride 2.
-// Weights stay panels: a panel is transformed when it is used, which costs as much as 3 tiles of arithmetic and reads a
-// quarter of the memory that transformed weights would take.
+// A panel is transformed when it is used, which costs as much as 3 tiles of arithmetic and reads a quarter of the
+// memory that transformed weights take; where these are at hand they are read.
 #pragma once
 
 #include "plan.h"

@@ -93,8 +93,10 @@ Tensor rep_conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_chan
 
 Tensor pack_conv_weight(const Tensor& weight, const MaybeTensor& bias, int64_t groups, std::string algo) {
   constexpr const char* op = "pack_conv_weight";
-  check_algo(algo, op);
-  return pack_handle(weight, bias, groups, op);
+  const bool winograd = algo == "winograd";
+  EFFKERN_CHECK_VALUE(winograd || algo == "auto" || algo == "direct", op,
+                      ": algo must be auto, direct or winograd, got '", algo, "'");
+  return pack_handle(weight, bias, groups, winograd, op);
 }
 
 }  // namespace

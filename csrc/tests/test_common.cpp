@@ -34,6 +34,14 @@ TEST(a_kind_of_pack_that_does_not_fit_the_dimensions_is_refused) {
     std::memcpy(bytes.data(), &header, sizeof header);
     EXPECT(conv::check_header(bytes.data(), static_cast<int64_t>(bytes.size())) != nullptr, "depthwise ", depthwise);
   }
+  // Winograd's transforms are of 3x3 kernels.
+  for (const int kernel : {1, 3, 5}) {
+    const conv::PackHeader header = conv::make_header(conv::PackKind::Winograd, true, 8, 3, kernel, kernel, 1);
+    std::vector<unsigned char> bytes(static_cast<size_t>(conv::handle_bytes(header)));
+    std::memcpy(bytes.data(), &header, sizeof header);
+    const bool sound = conv::check_header(bytes.data(), static_cast<int64_t>(bytes.size())) == nullptr;
+    EXPECT(sound == (kernel == 3), "kernel ", kernel);
+  }
 }
 
 TEST(an_exception_leaves_the_parallel_loop_with_its_text) {

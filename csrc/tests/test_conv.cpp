@@ -181,7 +181,12 @@ class Trial {
     }
     pack_ = std::make_unique<Guarded>(static_cast<size_t>(conv::panels_floats(view)) * sizeof(float));
     conv::pack_panels(view, pack_->floats());
-    panels_ = std::make_unique<conv::ResidentPanels>(pack_->floats(), view.out_per_group, view.in_per_group, taps);
+    if (taps == 9 && p_.kh == 3 && coin()) {
+      transforms_ = std::make_unique<Guarded>(static_cast<size_t>(conv::winograd_floats(view)) * sizeof(float));
+      conv::pack_winograd(view, pack_->floats(), transforms_->floats());
+    }
+    panels_ = std::make_unique<conv::ResidentPanels>(pack_->floats(), view.out_per_group, view.in_per_group, taps,
+                                                     transforms_ ? transforms_->floats() : nullptr);
     p_.weight = panels_.get();
   }
 
@@ -226,7 +231,7 @@ class Trial {
   bool depthwise_ = false, in_place_ = false;
   std::unique_ptr<Weight> weight_;
   std::unique_ptr<Buffer> x_, y_, residual_;
-  std::unique_ptr<Guarded> pack_, scale_, shift_;
+  std::unique_ptr<Guarded> pack_, transforms_, scale_, shift_;
   std::unique_ptr<conv::ResidentPanels> panels_;
   std::vector<int64_t> x_rows_, y_rows_, residual_rows_;
   std::vector<int32_t> table_row_;

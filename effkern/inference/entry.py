@@ -21,9 +21,10 @@ from effkern.inference.report import Report, Row
 from effkern.inference.swap import swap
 from effkern.inference.tracing import CannotTrace, fixed_arguments, is_torch_layer, kept_whole, trace
 from effkern.ops._memo import available
+from effkern.ops._pack import CACHE_BYTES
 
 
-def optimize(model: nn.Module, example_input: Any = None) -> Optimized:
+def optimize(model: nn.Module, example_input: Any = None, cache_bytes: int = CACHE_BYTES) -> Optimized:
     """The same network on effkern's ops, for inference on the CPU.
 
     Batch norms are folded (in fp64, rounded once), branches of re-parameterizable blocks are merged, and convolution,
@@ -42,6 +43,9 @@ def optimize(model: nn.Module, example_input: Any = None) -> Optimized:
             ``forward`` that have a default always have that value; with it, those that hold no tensor have the value
             they have here. Where the graph does not tell, it also shows which sums are of equal shapes; and the result
             is run on it once and compared (``report().error``).
+        cache_bytes: what of the processor's last cache the packed weights may fill, 12 MiB unless told. Where a network
+            stays below it, the Winograd transforms of its 3x3 kernels are packed too: four times the memory of such
+            a weight, which calls then need not make. 0: no transforms. The result's bits do not depend on it.
 
     Returns:
         A module that is called like ``model`` and returns the same values in the same containers, dtypes and memory
@@ -50,7 +54,8 @@ def optimize(model: nn.Module, example_input: Any = None) -> Optimized:
 
     Raises:
         TypeError: if ``model`` is no module.
-        ValueError: if it, or a batch norm in it, is in training mode, or it is wrapped for parallel training.
+        ValueError: if it, or a batch norm in it, is in training mode, or it is wrapped for parallel training, or
+            ``cache_bytes`` is negative.
         RuntimeError: if the result does not fit the original on ``example_input``.
 
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU()).eval()
@@ -61,6 +66,8 @@ def optimize(model: nn.Module, example_input: Any = None) -> Optimized:
     0: 3->8 3x3 relu
     """
     _check(model)
+    if cache_bytes < 0:
+        raise ValueError(f"optimize: cache_bytes must not be negative, got {cache_bytes}")
     example = _as_tuple(example_input)
     try:
         twin = copy.deepcopy(model)
@@ -70,7 +77,7 @@ def optimize(model: nn.Module, example_input: Any = None) -> Optimized:
             "torch.nn.utils.parametrizations"
         ) from None
     with torch.no_grad():
-        return _Builder().whole(twin, example, model)
+        return _Builder(cache_bytes).whole(twin, example, model)
 
 
 def _check(model: nn.Module) -> None:
@@ -103,8 +110,8 @@ def _as_tuple(example: Any) -> tuple[Any, ...] | None:
 class _Builder:
     """Optimizes a copy of a network, piece by piece where it has to be."""
 
-    def __init__(self) -> None:
-        self.handles = lowering.Handles()
+    def __init__(self, cache_bytes: int) -> None:
+        self.handles = lowering.Handles(cache_bytes)
         self.swapped = nn.ModuleList()
         self.rows: list[Row] = []
 

@@ -19,8 +19,8 @@ from effkern.inference.network import ConvCall, Network, conv_call, residual_of
 from effkern.inference.recognize import as_activation, as_sum, bound
 from effkern.inference.report import Row
 from effkern.inference.tracing import is_torch_layer
+from effkern.ops._pack import pack_conv_weight, with_transforms
 from effkern.ops._registry import is_channels_last
-from effkern.ops.rep_conv import pack_conv_weight
 from effkern.ops.rep_conv.chain import ConvStep, write_steps
 
 #: Methods that look at how a tensor lies in memory.
@@ -31,17 +31,37 @@ _STRIDED = frozenset({
 
 
 class Handles:
-    """Packed weights by name; equal ones are one tensor, as where a module is called twice."""
+    """Packed weights by name; equal ones are one tensor, as where a module is called twice.
 
-    def __init__(self) -> None:
+    Args:
+        cache_bytes: Winograd's transforms are packed too where all handles together stay below this.
+    """
+
+    def __init__(self, cache_bytes: int) -> None:
         self._packed: dict[bytes, Tensor] = {}
+        self._left = cache_bytes
+        self._algo = "auto"
+
+    def expect(self, calls: Iterable[ConvCall]) -> None:
+        """Decide on the form of these convolutions' handles: transforms for all of them or for none.
+
+        Part of a network's transforms would cost the rest its place in the cache.
+        """
+        plain = whole = 0
+        for call in calls:
+            weight = call.conv.weight
+            plain += 4 * weight.numel()
+            whole += _with_transforms(call) or 4 * weight.numel()
+        self._algo = "winograd" if whole <= self._left else "auto"
+        self._left -= whole if whole <= self._left else plain
 
     def pack(self, call: ConvCall) -> Tensor:
         """The handle of a convolution's numbers, rounded once to fp32."""
         conv = call.conv
         bias = conv.bias.float() if bool(conv.bias.any()) else None
+        algo = self._algo if _with_transforms(call) else "auto"
         with torch.inference_mode(False), torch.no_grad():
-            handle = pack_conv_weight(conv.weight.float(), bias, conv.groups)
+            handle = pack_conv_weight(conv.weight.float(), bias, conv.groups, algo)
         key = hashlib.blake2b(handle.numpy().data).digest()
         return self._packed.setdefault(key, handle)
 
@@ -52,6 +72,11 @@ class Handles:
                 return name
         tensors[unique(wanted, tensors)] = handle
         return next(reversed(tensors))
+
+
+def _with_transforms(call: ConvCall) -> int:
+    conv = call.conv
+    return with_transforms(conv.weight, conv.groups, conv.stride, conv.dilation)
 
 
 def to_channels_last(x: Tensor) -> Tensor:
@@ -171,6 +196,7 @@ def lower(network: Network, handles: Handles) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for node in list(network.convolutions()):
         _pad_before(network, node)
+    handles.expect(call for node in network.convolutions() if (call := conv_call(node)) is not None)
     for chain in _chains(network):
         _lower_chain(network, chain, handles, tensors)
     return tensors

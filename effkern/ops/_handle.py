@@ -16,7 +16,7 @@ HEADER_BYTES = 64
 PANEL = 16  # outputs side by side in a pack
 _MAGIC = b"EFFKPACK"
 _VERSION = 1
-_PANELS, _DEPTHWISE = 0, 1
+_PANELS, _DEPTHWISE, _WINOGRAD = 0, 1, 2
 _HEADER = struct.Struct("<8sHHI5i20xQ")  # magic, version, kind, has_bias, out, in/groups, kh, kw, groups, checksum
 
 
@@ -24,7 +24,8 @@ def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1
     """Lay a weight out for the kernels: 64-byte header, bias, then panels ``[groups][out/16][tap][in][16]`` in fp32.
 
     The bias and each group's outputs are padded with zeros to a multiple of 16. A depthwise weight with one filter per
-    channel is ``[tap][channels]`` instead.
+    channel is ``[tap][channels]`` instead. With ``algo="winograd"`` the panels of a 3x3 kernel are followed by their
+    transforms.
     """
     out_channels, depth, rows, columns = weight.shape
     values = weight.detach().float()
@@ -36,12 +37,28 @@ def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1
         padded = values.new_zeros(groups, panels * PANEL, depth, rows * columns)
         padded[:, :per_group] = values.reshape(groups, per_group, depth, rows * columns)
         packed = padded.view(groups, panels, PANEL, depth, rows * columns).permute(0, 1, 4, 3, 2)
+        if algo == "winograd" and (rows, columns) == (3, 3):
+            kind, packed = _WINOGRAD, torch.cat([packed.reshape(-1), winograd_transforms(packed).reshape(-1)])
     parts = [_header(kind, bias is not None, out_channels, depth, rows, columns, groups).to(weight.device)]
     if bias is not None:
         padding = panels_of(out_channels) * PANEL - out_channels
         parts.append(F.pad(bias.detach().float(), (0, padding)).view(torch.uint8))
     parts.append(packed.reshape(-1).view(torch.uint8))
     return torch.cat(parts)
+
+
+def winograd_transforms(panels: Tensor) -> Tensor:
+    """Transforms ``[..., 36, in, 16]`` of panels ``[..., 9, in, 16]`` for F(4,3), equal to the kernels' up to rounding.
+
+    ``G g G^T`` on the points 0, +-1/sqrt(2), +-sqrt(2) and infinity, its rows in the order in which the kernels make
+    them.
+    """
+    q = 2.0**0.5
+    g = [[1, 0, 0], [-2 / 3, -q / 3, -1 / 3], [-2 / 3, q / 3, -1 / 3], [1 / 6, q / 6, 1 / 3], [1 / 6, -q / 6, 1 / 3]]
+    across = torch.tensor([*g, [0, 0, 1]], dtype=torch.float64, device=panels.device)
+    kernels = panels.double().unflatten(-3, (3, 3))
+    values = torch.einsum("ia,...abkl,jb->...ijkl", across[[1, 2, 3, 4, 0, 5]], kernels, across)
+    return values.flatten(-4, -3).to(panels.dtype)
 
 
 def is_depthwise(out_channels: int, in_per_group: int, groups: int) -> bool:
@@ -54,14 +71,42 @@ def panels_of(outputs: int) -> int:
     return (outputs + PANEL - 1) // PANEL
 
 
-def handle_bytes(out_channels: int, in_per_group: int, rows: int, columns: int, groups: int, has_bias: bool) -> int:
+def handle_bytes(
+    out_channels: int,
+    in_per_group: int,
+    rows: int,
+    columns: int,
+    groups: int,
+    has_bias: bool,
+    transformed: bool = False,
+) -> int:
     """Size of the handle of a weight; plain arithmetic, so that it also serves symbolic sizes."""
-    taps = rows * columns
+    taps = rows * columns + (36 if transformed else 0)
     if is_depthwise(out_channels, in_per_group, groups):
         floats = taps * out_channels
     else:
         floats = groups * panels_of(out_channels // groups) * taps * in_per_group * PANEL
     return HEADER_BYTES + 4 * (floats + (panels_of(out_channels) * PANEL if has_bias else 0))
+
+
+def check_bytes(handle: Tensor, dims: tuple[int, int, int, int, int], op: str, name: str = "handle") -> None:
+    """Refuse a handle whose size is none that a weight of these dimensions packs to (all that a fake can see).
+
+    Args:
+        dims: out channels, channels per group, rows, columns, groups.
+    """
+    if handle.numel() in (handle_bytes(*dims, has_bias) for has_bias in (False, True)):
+        return
+    outs, depth, rows, columns, groups = dims
+    transformable = (rows, columns) == (3, 3) and not is_depthwise(outs, depth, groups)
+    if transformable and handle.numel() in (handle_bytes(*dims, has_bias, True) for has_bias in (False, True)):
+        return
+    sizes = [handle_bytes(*dims, has_bias) for has_bias in (False, True)]
+    raise ValueError(
+        f"{op}: {name} must have {sizes[0]} bytes (or {sizes[1]} with a bias"
+        f"{', or more with transforms' if transformable else ''}) for out_channels = {outs}, kernel_size = "
+        f"{(rows, columns)}, groups = {groups} and x's {depth * groups} channels, got {handle.numel()}"
+    )
 
 
 def _header(kind: int, has_bias: bool, *dims: int) -> Tensor:
@@ -84,8 +129,10 @@ def unpack_conv_weight(
     Reads no data to find its way, only sizes, so it can be traced; :func:`check_handle` is what looks at the header.
     """
     rows, columns = kernel_size
-    has_bias = handle.numel() != handle_bytes(out_channels, in_per_group, rows, columns, groups, False)
-    values = handle[HEADER_BYTES:].clone().view(torch.float32)
+    dims = (out_channels, in_per_group, rows, columns, groups)
+    transformed = handle.numel() > handle_bytes(*dims, True)
+    has_bias = handle.numel() != handle_bytes(*dims, False, transformed)
+    values = handle[HEADER_BYTES : handle_bytes(*dims, has_bias)].clone().view(torch.float32)
     bias = None
     if has_bias:
         bias, values = values[:out_channels], values[panels_of(out_channels) * PANEL :]
@@ -119,9 +166,11 @@ def check_handle(
         raise ValueError(f"{op}: handle has a corrupt header (checksum differs)")
     if min(packed_out, in_per_group, rows - 1, columns - 1, packed_groups - 1) < 0 or packed_out % packed_groups:
         raise ValueError(f"{op}: handle has impossible dimensions in its header")
-    if kind != (_DEPTHWISE if is_depthwise(packed_out, in_per_group, packed_groups) else _PANELS):
+    transformed = kind == _WINOGRAD and (rows, columns) == (3, 3)
+    plain = _DEPTHWISE if is_depthwise(packed_out, in_per_group, packed_groups) else _PANELS
+    if kind != plain and not (transformed and plain == _PANELS):
         raise ValueError(f"{op}: handle has a kind of pack that does not fit the dimensions in its header")
-    size = handle_bytes(packed_out, in_per_group, rows, columns, packed_groups, bool(has_bias))
+    size = handle_bytes(packed_out, in_per_group, rows, columns, packed_groups, bool(has_bias), transformed)
     if handle.numel() != size:
         raise ValueError(f"{op}: handle has a size other than its header tells (truncated?)")
     if packed_groups != groups:

@@ -54,6 +54,20 @@ def saved(module: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
+def test_transforms_fill_the_cache_they_are_given_and_change_no_bit():
+    model = lived_in(create_model("resnet20", widths=(16, 32, 64), blocks=(2, 2, 2)))
+    sizes, outputs = {}, {}
+    for cache_bytes in (0, 1 << 20, 1 << 22):
+        fast = effkern.optimize(model, cache_bytes=cache_bytes)
+        handles = [b for b in fast.buffers() if b.dtype == torch.uint8]
+        sizes[cache_bytes], outputs[cache_bytes] = sum(h.numel() for h in handles), fast(X)
+        assert torch.equal(copy.deepcopy(fast)(X), outputs[0]) and torch.equal(saved(fast)(X), outputs[0])
+    assert sizes[0] == sizes[1 << 20] < sizes[1 << 22] <= (1 << 22)
+    assert sizes[1 << 22] > 4 * sizes[0]  # every 3x3 convolution of stride 1 but the first
+    with pytest.raises(ValueError, match="cache_bytes"):
+        effkern.optimize(model, cache_bytes=-1)
+
+
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved],
                          ids=["deepcopy", "pickle", "save"])  # fmt: skip
 def test_copies_stand_alone(model, copier):

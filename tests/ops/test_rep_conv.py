@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effkern.ops import _handle, pack_conv_weight, rep_conv2d, rep_conv2d_packed
+from effkern.ops import _handle, pack_conv_weight, rep_conv2d, rep_conv2d_packed, sliced_conv2d_packed
 from effkern.ops.rep_conv import reference
 from effkern.ops.rep_conv.samples import magnitude, samples
 from effkern.testing import assert_within, direct_bound, layouts, to_double
@@ -66,6 +66,70 @@ def test_unpack_inverts_pack(outs, depth, groups, bias):
     got, got_bias = reference.unpack_conv_weight(pack_conv_weight(weight, b, groups), outs, depth, (3, 2), groups)
     assert torch.equal(got, weight)
     assert (got_bias is None) == (b is None) and (b is None or torch.equal(got_bias, b))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outs, depth, groups", [(20, 3, 1), (36, 9, 2), (64, 300, 1)])
+def test_transformed_handle_is_panels_and_their_transforms(outs, depth, groups, bias):
+    weight, b = torch.randn(outs, depth, 3, 3), torch.randn(outs) if bias else None
+    plain, handle = (pack_conv_weight(weight, b, groups, algo) for algo in ("auto", "winograd"))
+    assert handle.numel() == _handle.handle_bytes(outs, depth, 3, 3, groups, bias, True)
+    assert torch.equal(handle[64 : plain.numel()], plain[64:])
+    expected = reference.pack_conv_weight(weight, b, groups, "winograd")
+    assert torch.equal(handle[: plain.numel()], expected[: plain.numel()])
+    # Sums of nine terms in fp32: a few roundings of the largest.
+    error = handle[plain.numel() :].view(torch.float32) - expected[plain.numel() :].view(torch.float32)
+    assert error.abs().max() <= 8 * 2.0**-24 * weight.abs().max() * 9
+    got, got_bias = reference.unpack_conv_weight(handle, outs, depth, (3, 3), groups)
+    assert torch.equal(got, weight) and (got_bias is None) == (b is None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 7), (14, 14), (9, 13), (3, 70)])
+@pytest.mark.parametrize("depth, outs, groups", [(8, 20, 1), (36, 16, 2), (300, 8, 1)])
+def test_transforms_made_beforehand_change_no_bit(depth, outs, groups, size):
+    x, weight, b = torch.randn(3, depth, *size), torch.randn(outs, depth // groups, 3, 3), torch.randn(outs)
+    handles = [pack_conv_weight(weight, b, groups, algo) for algo in ("auto", "winograd")]
+    assert handles[1].numel() > 4 * handles[0].numel()
+    for stride, dilation, algo in ((1, 1, "auto"), (1, 1, "direct"), (2, 1, "auto"), (1, 2, "auto")):
+        expected, got = (
+            rep_conv2d_packed(x, h, outs, 3, stride, dilation, dilation, groups, algo=algo) for h in handles
+        )
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("group_mode", ["within_group", "prefix_groups"])
+def test_slices_of_a_transformed_handle_change_no_bit(group_mode):
+    weight = torch.randn(48, 16, 3, 3)
+    handles = [pack_conv_weight(weight, None, 2, algo) for algo in ("auto", "winograd")]
+    for c_in, c_out in ((32, 48), (16, 24)):
+        x = torch.randn(1, c_in, 14, 14)
+        expected, got = (sliced_conv2d_packed(x, h, 48, 3, c_out, 1, 1, 1, 2, group_mode) for h in handles)
+        assert torch.equal(got, expected)
+
+
+def test_weights_without_transforms_are_packed_plainly():
+    for shape, groups in (((8, 8, 1, 1), 1), ((8, 8, 5, 5), 1), ((8, 1, 3, 3), 8)):
+        weight = torch.randn(shape)
+        plain = pack_conv_weight(weight, None, groups)
+        assert torch.equal(pack_conv_weight(weight, None, groups, "winograd"), plain)
+        assert torch.equal(reference.pack_conv_weight(weight, None, groups, "winograd"), plain)
+
+
+@pytest.mark.parametrize("checked_by", ["kernel", "reference"])
+def test_broken_transformed_handles_are_refused(checked_by):
+    good = pack_conv_weight(W, torch.zeros(8), 2, "winograd")
+    function = rep_conv2d_packed if checked_by == "kernel" else reference.rep_conv2d_packed
+    # Transforms claimed but missing, there but not claimed, and claimed for a kernel that has none.
+    plain = pack_conv_weight(W, torch.zeros(8), 2)
+    panels = torch.cat([_handle._header(2, False, 8, 3, 5, 5, 2), torch.zeros(2 * 61 * 3 * 64, dtype=torch.uint8)])
+    for forged, kernel in (
+        (torch.cat([good[:64], plain[64:]]), 3),
+        (torch.cat([plain[:64], good[64:]]), 3),
+        (good[:-64], 3),
+        (panels, 5),
+    ):
+        with pytest.raises(ValueError, match=r"handle .*(bytes|truncated|kind of pack)"):
+            function(X, forged, 8, (kernel, kernel), (1, 1), (1, 1), (1, 1), 2)
 
 
 @pytest.mark.parametrize("pad", [0, 1])

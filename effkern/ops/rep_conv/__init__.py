@@ -15,8 +15,9 @@ from effkern.ops import _checks as check
 from effkern.ops import _direct
 from effkern.ops._autograd import activation_backward
 from effkern.ops._conv_backward import conv2d_backward
+from effkern.ops._handle import check_bytes
 from effkern.ops._memo import memo
-from effkern.ops._pack import pack_conv_weight
+from effkern.ops._pack import CACHE_BYTES, pack_conv_weight, with_transforms
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.rep_conv import reference
 
@@ -134,12 +135,7 @@ def _fake_packed(
     if len(kernel_size) != 2 or kernel_size[0] < 1 or kernel_size[1] < 1:
         raise ValueError(f"{op}: kernel_size must be 2 ints of at least 1, got {tuple(kernel_size)}")
     dims = (out_channels, x.size(1) // groups, kernel_size[0], kernel_size[1], groups)
-    sizes = [reference.handle_bytes(*dims, has_bias) for has_bias in (False, True)]
-    if handle.numel() not in sizes:
-        raise ValueError(
-            f"{op}: handle must have {sizes[0]} bytes (or {sizes[1]} with a bias) for out_channels = {out_channels}, "
-            f"kernel_size = {tuple(kernel_size)}, groups = {groups} and x's {x.size(1)} channels, got {handle.numel()}"
-        )
+    check_bytes(handle, dims, op)
     geometry = (stride, padding, dilation)
     return _checked_output(x, out_channels, x.size(1), kernel_size, geometry, act, residual, algo, op)
 
@@ -216,7 +212,8 @@ def rep_conv2d(
 
     Differentiable (twice) in x, weight, bias and residual; under autocast x, weight and residual are cast. Where no
     gradient is wanted the packed weight of the last call is used again as long as the weight is unchanged; see
-    :func:`effkern.invalidate` for the edits that go unnoticed.
+    :func:`effkern.invalidate` for the edits that go unnoticed. It holds Winograd's transforms too as long as all such
+    packs together are below 12 MiB.
 
     >>> rep_conv2d(torch.ones(1, 1, 3, 3), torch.full((1, 1, 3, 3), -1.0), torch.tensor([5.0])).item()
     0.0
@@ -231,9 +228,13 @@ def rep_conv2d(
                 return y
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
     if not compiling and weight.dim() == 4 and weight.dtype == x.dtype and x.is_cpu:
-        handle = memo().packed(
-            (weight, bias), ("conv", groups, algo), lambda: pack_conv_weight(weight, bias, groups, algo), (x, residual)
-        )
+
+        def pack() -> Tensor:
+            size = with_transforms(weight, groups, geometry[0], geometry[2]) if algo == "auto" else 0
+            fits = 0 < size <= min(CACHE_BYTES, memo().limit) - memo().bytes
+            return pack_conv_weight(weight, bias, groups, "winograd" if fits else algo)
+
+        handle = memo().packed((weight, bias), ("conv", groups, algo), pack, (x, residual))
         if handle is not None:
             return _packed_op(x, handle, weight.size(0), weight.shape[2:], *geometry, groups, act, residual, algo)
     return _op(x, weight, bias, *geometry, groups, act, residual, algo)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effkern.ops import _checks as check
 from effkern.ops._autograd import compute_dtype
-from effkern.ops._handle import handle_bytes
+from effkern.ops._handle import check_bytes
 from effkern.ops._registry import Op
 from effkern.ops.rep_conv import reference
 
@@ -99,8 +99,7 @@ def _result(step: ConvStep, index: int, values: Sequence[Tensor], handle: Tensor
     check.check_act(step.act, op)
     rows, columns = check.output_map(x, step.kernel_size, step.stride, step.padding, step.dilation, op)
     dims = (step.out_channels, x.size(1) // step.groups, *step.kernel_size, step.groups)
-    if handle.numel() not in [handle_bytes(*dims, has_bias) for has_bias in (False, True)]:
-        raise ValueError(f"{op}: the handle of step {index} was packed for another convolution")
+    check_bytes(handle, dims, op, f"the handle of step {index}")
     shape = [x.size(0), step.out_channels, rows, columns]
     if step.residual >= 0 and list(values[step.residual].shape) != shape:
         raise ValueError(
