@@ -15,7 +15,8 @@ namespace effkern::rep_conv {
 namespace {
 
 constexpr const char* kOp = "rep_conv2d_chain";
-constexpr size_t kKeptBytes = size_t{64} << 20;  // scratch a thread keeps; larger maps are given back after the call
+constexpr size_t kKeptBytes =
+    size_t{64} << 20;  // scratch a thread keeps; a sample's maps that are larger are given back after the call
 constexpr int64_t kReturned = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxElements = int64_t{1} << 58;
 
@@ -192,6 +193,27 @@ bool is_pair(const std::vector<Step>& chain, size_t i, int64_t given, const std:
          mix.x == result && mix.residual != result;
 }
 
+// Runs all steps; `values` have their memory, pair[i] tells that steps i and i + 1 may run in one pass.
+void run_chain(const std::vector<Step>& chain, const std::vector<Tensor>& handles,
+               const std::vector<conv::Activation>& values, size_t given, const std::vector<bool>& pair) {
+  const auto step = [&](size_t i) {
+    return Convolution(chain[i], handles[chain[i].handle], values, values[given + i]);
+  };
+  for (size_t i = 0; i < chain.size(); ++i) {
+    if (values[given + i].n == 0 || values[given + i].c == 0) continue;
+    const Convolution one = step(i);
+    if (pair[i] && values[given + i + 1].c != 0) {
+      const Convolution next = step(i + 1);
+      if (conv::can_fuse(one.problem(), next.problem())) {
+        conv::run_fused(one.problem(), next.problem());
+        ++i;
+        continue;
+      }
+    }
+    conv::run(one.problem());
+  }
+}
+
 struct Free {
   void operator()(void* p) const { std::free(p); }
 };
@@ -237,45 +259,50 @@ std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others
     y.data = results.back().mutable_data_ptr();
   }
 
-  Places places;
+  // Samples go through the chain in groups whose maps fit the scratch that is kept: memory that is given back comes
+  // back as new pages, each of which costs a fault.
+  const int64_t samples = values[0].n;
   std::vector<size_t> offsets(chain.size(), 0);
-  for (size_t i = 0; i < chain.size(); ++i) {
-    places.release_before(static_cast<int64_t>(i));
-    const conv::Activation& y = values[given + i];
-    if (last[i] == kReturned) continue;
-    const auto elements = static_cast<size_t>(y.n * y.sn);
-    offsets[i] = places.take(Arena::bytes(elements, static_cast<size_t>(dtype_size(y.dtype))),
-                             std::max(last[i], static_cast<int64_t>(i)));
+  const auto place = [&](int64_t n) {
+    Places places;
+    for (size_t i = 0; i < chain.size(); ++i) {
+      places.release_before(static_cast<int64_t>(i));
+      if (last[i] == kReturned) continue;
+      const conv::Activation& y = values[given + i];
+      offsets[i] = places.take(Arena::bytes(static_cast<size_t>(n * y.sn), static_cast<size_t>(dtype_size(y.dtype))),
+                               std::max(last[i], static_cast<int64_t>(i)));
+    }
+    return places.total();
+  };
+  int64_t group = samples;
+  if (samples > 1 && place(samples) > kKeptBytes) {
+    const auto fit = std::max<int64_t>(static_cast<int64_t>(kKeptBytes / place(1)), 1);
+    const int64_t groups = (samples + fit - 1) / fit;
+    group = (samples + groups - 1) / groups;
   }
+  const size_t bytes = place(group);
   // An arena of its own: the engine resets the thread's common one.
   static thread_local Arena kept;
   std::unique_ptr<char, Free> own;
   char* scratch = nullptr;
-  if (places.total() <= kKeptBytes) {
-    kept.reset(places.total());
+  if (bytes <= kKeptBytes) {
+    kept.reset(bytes);
     scratch = kept.take<char>(0);
   } else {
-    own.reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, places.total())));
+    own.reset(static_cast<char*>(std::aligned_alloc(Arena::kAlign, bytes)));
     if (own == nullptr) throw std::bad_alloc();
     scratch = own.get();
   }
-  for (size_t i = 0; i < chain.size(); ++i)
-    if (last[i] != kReturned) values[given + i].data = scratch + offsets[i];
-  const auto step = [&](size_t i) {
-    return Convolution(chain[i], handles[chain[i].handle], values, values[given + i]);
-  };
-  for (size_t i = 0; i < chain.size(); ++i) {
-    if (values[given + i].n == 0 || values[given + i].c == 0) continue;
-    const Convolution one = step(i);
-    if (pair[i] && values[given + i + 1].c != 0) {
-      const Convolution next = step(i + 1);
-      if (conv::can_fuse(one.problem(), next.problem())) {
-        conv::run_fused(one.problem(), next.problem());
-        ++i;
-        continue;
-      }
+  for (int64_t first = 0; first < samples; first += group) {
+    std::vector<conv::Activation> part = values;
+    for (size_t v = 0; v < part.size(); ++v) {
+      conv::Activation& a = part[v];
+      a.n = std::min(group, samples - first);
+      const bool inner = v >= given && last[v - given] != kReturned;
+      a.data = inner ? scratch + offsets[v - given]
+                     : static_cast<char*>(a.data) + first * a.sn * static_cast<int64_t>(dtype_size(a.dtype));
     }
-    conv::run(one.problem());
+    run_chain(chain, handles, part, given, pair);
   }
   return results;
 }

@@ -194,3 +194,16 @@ def test_separable_blocks_in_one_pass_have_the_same_bits(n, side):
         for outputs in ([5], [2, 5], [1, 4, 5]):
             for y, i in zip(rep_conv2d_chain(x, handles, steps, outputs), outputs, strict=True):
                 assert torch.equal(y, expected[i]), (outputs, i)
+
+
+def test_a_batch_beyond_the_kept_scratch_goes_in_groups():
+    handles = [handle(4, 1, 1, 1), handle(4, 4, 1, 1)]
+    steps = [
+        ConvStep(0, 0, 4, (1, 1)),
+        ConvStep(2, 1, 4, (1, 1), residual=1),
+        ConvStep(3, 1, 4, (1, 1), (64, 64)),
+    ]  # 25 MiB of maps a sample: groups of two
+    x, other = torch.randn(5, 1, 1024, 768), torch.randn(1, 4, 1024, 768).expand(5, -1, -1, -1)
+    y = rep_conv2d_chain(x, handles, steps, others=[other])[0]
+    alone = [rep_conv2d_chain(x[i : i + 1], handles, steps, others=[other[:1]])[0] for i in range(5)]
+    assert torch.equal(y, torch.cat(alone))
