@@ -78,7 +78,7 @@ $(VENV)/.torch: $(VENV)/.choices
 # pip shows nothing of a build, so what it wrote is kept and the one line about CUDA repeated. After a change in csrc
 # alone only the changed files are compiled.
 $(VENV)/.built: $(NATIVE) setup.py pyproject.toml effkern/_version.py $(VENV)/.torch
-	@echo "building effkern (a minute or two; written to $(VENV)/build.log)"
+	@echo "building effkern (a minute or two; with nvcc up to four; written to $(VENV)/build.log)"
 	@$(if $(filter-out csrc/%,$?),\
 	    $(BIN)/python -m pip install -v --no-build-isolation --disable-pip-version-check -e .,\
 	    $(BIN)/python setup.py build_ext --inplace) > $(VENV)/build.log 2>&1 \
