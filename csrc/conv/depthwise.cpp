@@ -22,9 +22,8 @@ int64_t input_rows(const Problem& p, int64_t rows) {
   return std::min(p.x.h, (rows - 1) * p.stride[0] + (p.kh - 1) * p.dil[0] + 1);
 }
 
-// Pixels a multiple of 2 KiB apart fall into two sets of the L1 cache, where
-// those of a tile push each other out: a band is then copied to another pitch
-// first.
+// Pixels a multiple of 2 KiB apart fall into two sets of the L1 cache, where those of a tile push each other out: a
+// band is then copied to another pitch first.
 bool is_aliased(const Problem& p) { return is_plain(p.x) && p.x.sw % kHalfPage == 0 && !DepthwiseRows::sweeps(p); }
 
 bool is_staged(const Problem& p) { return !is_plain(p.x) || is_aliased(p); }
@@ -41,8 +40,8 @@ int shape_of(const Problem& p) {
   return shape >= 0 && k.tile[shape][0][0][0] != nullptr ? shape : -1;
 }
 
-// Entries of the table of inputs. A kernel far larger than the map (padding
-// makes that legal) has more taps than memory could point to.
+// Entries of the table of inputs. A kernel far larger than the map (padding makes that legal) has more taps than memory
+// could point to.
 int64_t table_size(const Problem& p) {
   int64_t size = 0;
   if (__builtin_mul_overflow(p.kh * p.kw, kDepthwiseMaxCols, &size) || size > (int64_t{1} << 58))
@@ -108,9 +107,8 @@ void DepthwiseRows::operator()(const DepthwiseBand& band, const DepthwiseTarget&
   }
 }
 
-// Copies the band's input to [row][w][channels] fp32. Channel-last sources are
-// read along channels, all others along the row, so that one side of the copy
-// is always contiguous.
+// Copies the band's input to [row][w][channels] fp32. Channel-last sources are read along channels, all others along
+// the row, so that one side of the copy is always contiguous.
 void DepthwiseRows::stage(const DepthwiseBand& band, Source& source) {
   const Activation& x = p_.x;
   const int64_t top = std::clamp<int64_t>(band.row * p_.stride[0] - p_.pad[0], 0, x.h);
@@ -134,9 +132,8 @@ void DepthwiseRows::stage(const DepthwiseBand& band, Source& source) {
   }
 }
 
-// Cuts the band into tiles: two rows (one with kernels of no special shape),
-// and columns as wide as fit. Tiles side by side that touch no padding go in
-// one call.
+// Cuts the band into tiles: two rows (one with kernels of no special shape), and columns as wide as fit. Tiles side by
+// side that touch no padding go in one call.
 void DepthwiseRows::lines(const DepthwiseBand& band, const DepthwiseTarget& target, const Source& source) {
   const int64_t step = shape_ < 0 ? 1 : kDepthwiseRows, last = band.row + band.rows, sw = p_.stride[1];
   const int64_t reach_h = (p_.kh - 1) * p_.dil[0] + 1, reach_w = (p_.kw - 1) * p_.dil[1] + 1;
@@ -244,15 +241,15 @@ void DepthwiseRows::tiles(const DepthwiseBand& band, const DepthwiseTarget& targ
 
 namespace {
 
-// The cut into (sample, channel block, band of rows): bands innermost, so that
-// a thread's neighbouring bands share rows.
+// The cut into (sample, channel block, band of rows): bands innermost, so that a thread's neighbouring bands share
+// rows.
 struct Cut {
   bool planes, stream;
   int64_t rows, bands, channels, blocks;
 };
 
-// Whether to write past the caches: into whole lines, and where input and
-// output together are so large that little of them would be found there again.
+// Whether to write past the caches: into whole lines, and where input and output together are so large that little of
+// them would be found there again.
 bool is_streamed(const Problem& p) {
   constexpr int64_t kLine = 64 / 4;
   const Activation& y = p.y;

@@ -1,6 +1,5 @@
-// The depthwise convolution: one filter a channel, so a sum has as many terms
-// as the kernel has taps and the work is to move the maps through the registers
-// once.
+// The depthwise convolution: one filter a channel, so a sum has as many terms as the kernel has taps and the work is to
+// move the maps through the registers once.
 #pragma once
 
 #include <algorithm>
@@ -12,10 +11,8 @@
 
 namespace effkern::conv {
 
-// Runs a problem with `depthwise` set; called by run(). Every output is one sum
-// over the taps in ascending order, taps in the padding included (as 0 *
-// weight), whatever the layout, the tile or the thread: all layouts give the
-// same bits.
+// Runs a problem with `depthwise` set; called by run(). Every output is one sum over the taps in ascending order, taps
+// in the padding included (as 0 * weight), whatever the layout, the tile or the thread: all layouts give the same bits.
 void run_depthwise(const Problem& problem, int64_t threads);
 
 // Part of the outputs of one listed sample.
@@ -23,24 +20,20 @@ struct DepthwiseBand {
   int64_t sample, row, rows, channel, channels;
 };
 
-// Where a band goes: `to.data` is the output of row `first_row` of sample 0 of
-// `to`, the band is written to `sample`.
+// Where a band goes: `to.data` is the output of row `first_row` of sample 0 of `to`, the band is written to `sample`.
 struct DepthwiseTarget {
   const Activation& to;
   int64_t sample, first_row;
   bool stream = false;  // past the caches where the kernels can
 };
 
-// Computes bands on one thread, with the channels of a pixel in lanes. x may
-// have any strides and type: unless it is channels-last fp32 a band's input is
-// converted first.
+// Computes bands on one thread, with the channels of a pixel in lanes. x may have any strides and type: unless it is
+// channels-last fp32 a band's input is converted first.
 class DepthwiseRows {
  public:
-  // Whether the kernels for sets with many registers do it: 3x3 kernels of
-  // stride 1 or 2.
+  // Whether the kernels for sets with many registers do it: 3x3 kernels of stride 1 or 2.
   static bool sweeps(const Problem& p);
-  // Bands of at most `rows` rows and `channels` channels; takes its scratch
-  // from the arena.
+  // Bands of at most `rows` rows and `channels` channels; takes its scratch from the arena.
   static size_t scratch_bytes(const Problem& p, int64_t rows, int64_t channels);
   DepthwiseRows(const Problem& p, int64_t rows, int64_t channels, Arena& arena);
   void operator()(const DepthwiseBand& band, const DepthwiseTarget& target);
@@ -66,18 +59,15 @@ class DepthwiseRows {
   const Problem& p_;
   const DepthwiseKernels& k_;
   bool sweeps_;
-  int shape_;  // 0: 3x3, 1: 5x5, of stride 1 or 2 without dilation; -1: any
-               // other
+  int shape_;  // 0: 3x3, 1: 5x5, of stride 1 or 2 without dilation; -1: any other
   float *zeros_, *ones_, *staged_, *line_, *added_;
   const float** in_;
 };
 
-// Computes bands on one thread, with the pixels of a channel in lanes: for maps
-// that lie plane by plane.
+// Computes bands on one thread, with the pixels of a channel in lanes: for maps that lie plane by plane.
 class DepthwisePlanes {
  public:
-  // False if x is channels-last, or if the kernel reaches so far that a band's
-  // input would not stay small.
+  // False if x is channels-last, or if the kernel reaches so far that a band's input would not stay small.
   static bool fits(const Problem& p);
   static int64_t band_rows(const Problem& p);  // rows that keep a band in the L1 cache
   static size_t scratch_bytes(const Problem& p);

@@ -1,11 +1,9 @@
-// 3x3 depthwise bands on sets with 32 registers: strips of rows over the whole
-// width.
+// 3x3 depthwise bands on sets with 32 registers: strips of rows over the whole width.
 #include "depthwise.h"
 
 namespace effkern::conv {
 
-// Cuts the band into strips as wide as the map and evenly high; into tiles
-// where the outputs go through scratch.
+// Cuts the band into strips as wide as the map and evenly high; into tiles where the outputs go through scratch.
 void DepthwiseRows::strips(const DepthwiseBand& band, const DepthwiseTarget& target, const Source& source) {
   const bool straight = is_straight(p_, target.to);
   const int64_t most = straight ? kSweepRows[p_.stride[0] - 1] : kDepthwiseRows;
@@ -17,8 +15,7 @@ void DepthwiseRows::strips(const DepthwiseBand& band, const DepthwiseTarget& tar
   }
 }
 
-// What the strips from input row `next` on read is fetched ahead where it is
-// one run of memory.
+// What the strips from input row `next` on read is fetched ahead where it is one run of memory.
 const char* DepthwiseRows::ahead(const DepthwiseBand& band, int64_t next, int64_t floats) const {
   const Activation& x = p_.x;
   if (staged_ != nullptr || band.channels != x.sw || x.sh != x.w * x.sw || x.sn != x.h * x.sh) return nullptr;

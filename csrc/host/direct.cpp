@@ -241,7 +241,13 @@ PyCFunction method(F function) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
+PyObject* nothing_watches(PyObject*, PyObject* const*, Py_ssize_t) {
+  return PyBool_FromLong(the_torch != nullptr && the_torch->nothing_watches());
+}
+
 PyMethodDef methods[] = {
+    {"nothing_watches", method(nothing_watches), METH_FASTCALL,
+     "Whether no mode of torch wants to see a call on plain CPU tensors."},
     {"rep_conv2d", method(rep_conv2d), METH_FASTCALL,
      "The op on (x, weight, bias, stamp, handle, stride, padding, dilation, groups, act, residual, algo), or None."},
     {"rep_conv2d_packed", method(rep_conv2d_packed), METH_FASTCALL,

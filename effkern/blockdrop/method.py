@@ -122,11 +122,9 @@ class PolicyTraining(_OnPolicy):
         self.free_blocks.fill_(self.free(at))
         if self.gradient.curriculum is not None:
             self.gradient.curriculum.free_blocks = int(self.free_blocks)
-        self.gradient.rewards.clear()
-        self.gradient.usages.clear()
         uniform = at.uniform(len(x), self.gradient.samples, self.k, stream=_DRAW)
         loss = self.gradient(self.net.policy, x, y, uniform)
-        at.metrics.update(reward=self.gradient.rewards[0], usage=self.gradient.usages[0], free=int(self.free_blocks))
+        at.metrics.update(self.gradient.take(), free=int(self.free_blocks))
         yield loss
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
@@ -177,8 +175,6 @@ class JointTraining(_OnPolicy):
 
     def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
         """One loss."""
-        self.objective.rewards.clear()
-        self.objective.usages.clear()
         loss = self.objective(self.net, x, y, at.uniform(len(x), self.k, stream=_DRAW))
-        at.metrics.update(reward=self.objective.rewards[0], usage=self.objective.usages[0])
+        at.metrics.update(self.objective.take())
         yield loss

@@ -43,8 +43,32 @@ def _scores(net: Any, x: Tensor, keeps: list[Tensor], forced: int) -> list[Tenso
     return [net(x, keep) for keep in keeps]
 
 
+@dataclass(kw_only=True)
+class _Drawing:
+    """A loss of drawn decisions, and what it saw of them.
+
+    Attributes:
+        generator: source of the draws.
+        rewards: mean reward of the draws, one entry a step.
+        usages: mean share of blocks the draws ran, one entry a step.
+    """
+
+    generator: torch.Generator | None = None
+    rewards: list[float] = field(default_factory=list, repr=False)
+    usages: list[float] = field(default_factory=list, repr=False)
+
+    def note(self, gains: Tensor, drawn: Tensor) -> None:
+        """Record a step."""
+        self.rewards.append(float(gains.mean()))
+        self.usages.append(float(drawn.float().mean()))
+
+    def take(self) -> dict[str, float]:
+        """The last step's record, taken out: for who keeps records of his own."""
+        return {"reward": self.rewards.pop(), "usage": self.usages.pop()}
+
+
 @dataclass
-class PolicyGradient:
+class PolicyGradient(_Drawing):
     """Phase A: the loss of the policy in front of a frozen backbone.
 
     Use as ``fit(policy, ..., loss=PolicyGradient(backbone, ...))``. The self-critical baseline is the greedy action's
@@ -61,9 +85,7 @@ class PolicyGradient:
         entropy_form: see :func:`effkern.blockdrop.entropy`.
         samples: draws an image. One is held against the greedy decision; several against each other
             (:func:`effkern.blockdrop.leave_one_out`), without a greedy pass.
-        generator: source of the draws.
-        rewards: mean reward of the draws, one entry a step.
-        usages: mean share of blocks the draws ran, one entry a step.
+        generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
     backbone: nn.Module
@@ -74,9 +96,6 @@ class PolicyGradient:
     cost: Tensor | None = None
     entropy_form: EntropyForm = "bernoulli"
     samples: int = 1
-    generator: torch.Generator | None = None
-    rewards: list[float] = field(default_factory=list, repr=False)
-    usages: list[float] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -107,8 +126,7 @@ class PolicyGradient:
         ]
         drawn = keeps[: self.samples]
         advantages = [gains[0] - gains[1]] if self.samples == 1 else leave_one_out(torch.stack(gains)).unbind()
-        self.rewards.append(float(torch.stack(gains[: self.samples]).mean()))
-        self.usages.append(float(torch.stack(drawn).float().mean()))
+        self.note(torch.stack(gains[: self.samples]), torch.stack(drawn))
         losses = [
             policy_loss(bounded, keep, advantage, free, self.beta, self.entropy_form)
             for keep, advantage in zip(drawn, advantages, strict=True)
@@ -117,7 +135,7 @@ class PolicyGradient:
 
 
 @dataclass
-class Finetune:
+class Finetune(_Drawing):
     """Phase B: policy and backbone together; cross-entropy of the drawn path plus the policy gradient.
 
     Use as ``fit(BlockDropNet(backbone, policy), ..., loss=Finetune(...))``. The blocks were trained to see all their
@@ -134,9 +152,7 @@ class Finetune:
             those rows are computed. ``"all"``: over the whole batch, dropped rows included, as published. ``"frozen"``:
             the backbone's running statistics are used and kept.
         cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
-        generator: source of the draws.
-        rewards: mean reward of the draws, one entry a step.
-        usages: mean share of blocks the draws ran, one entry a step.
+        generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
     gamma: float = 5.0
@@ -144,9 +160,6 @@ class Finetune:
     pg_weight: float = 1.0
     bn_stats: BnStats = "active"
     cost: Tensor | None = None
-    generator: torch.Generator | None = None
-    rewards: list[float] = field(default_factory=list, repr=False)
-    usages: list[float] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if self.bn_stats not in ("active", "all", "frozen"):
@@ -169,8 +182,7 @@ class Finetune:
         else:
             scores = backbone(x, drawn)
         gain = reward(scores.detach().argmax(1) == y, drawn, self.gamma, self.cost)
-        self.rewards.append(float(gain.mean()))
-        self.usages.append(float(drawn.float().mean()))
+        self.note(gain, drawn)
         return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(bounded, drawn, gain - baseline)
 
 

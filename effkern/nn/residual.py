@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from effkern.ops.block_skip.reference import blend
 
 Kind = Literal["basic", "bottleneck"]
 BnOver = Literal["all", "kept"]
+PARTS = ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample")
 EXPANSION = {"basic": 1, "bottleneck": 4}
 SHORTCUTS = ("identity", "subsample", "pool", "conv")
 MIN_KEPT = 2  # fewer rows than this give no batch statistics worth having
@@ -204,6 +205,22 @@ class ResidualBlock(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kind={self.kind!r}, stride={self.stride}, bn_over={self.bn_over!r}"
+
+
+Block = TypeVar("Block", bound=ResidualBlock)
+
+
+def share_parts(cls: type[Block], block: ResidualBlock) -> Block:
+    """``block`` as another class of residual block, with the same parts, which it shares, in the same mode."""
+    with torch.device("meta"):
+        new = cls(block.in_channels, block.conv1.out_channels, block.stride, block.kind, "conv")
+    for name in PARTS:
+        if hasattr(block, name):
+            setattr(new, name, getattr(block, name))
+    new.bn_over = block.bn_over
+    # The flag alone: the parts have modes of their own.
+    new.training = block.training
+    return new
 
 
 class ResidualStage(nn.Sequential):

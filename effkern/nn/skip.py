@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn
+from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn, share_parts
 from effkern.ops import _direct
 from effkern.ops._memo import tell
 from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
@@ -52,16 +52,7 @@ class SkipBlock(ResidualBlock):
     @classmethod
     def from_block(cls, block: ResidualBlock) -> SkipBlock:
         """The same block in this form. Parameters and statistics are shared with ``block``."""
-        inner = block.conv1.out_channels
-        with torch.device("meta"):
-            skip = cls(block.in_channels, inner, block.stride, block.kind, "conv")
-        for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"):
-            if hasattr(block, name):
-                setattr(skip, name, getattr(block, name))
-        skip.bn_over = block.bn_over
-        # The flag alone: the parts have modes of their own.
-        skip.training = block.training
-        return skip
+        return share_parts(cls, block)
 
     @property
     def is_identity(self) -> bool:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn.residual import MIN_KEPT, ResidualBlock
+from effkern.nn.residual import MIN_KEPT, ResidualBlock, share_parts
 
 __all__ = ["StochasticBlock", "StochasticDepth", "draw_keep", "stochastic_depth"]
 
@@ -50,7 +50,7 @@ def draw_keep(
     Raises:
         ValueError: for an unknown mode, or a probability outside [0, 1].
     """
-    _check(mode, "original")
+    _check(mode)
     if survival.dim() != 1 or not bool(((survival >= 0) & (survival <= 1)).all()):
         raise ValueError(f"survival: must be [K] probabilities in [0, 1], got {survival.tolist()}")
     survival = survival.cpu()
@@ -105,9 +105,7 @@ def stochastic_depth(
     Raises:
         ValueError: if ``survival`` is outside [0, 1], or ``mode`` or ``scale`` is unknown.
     """
-    _check(mode, scale)
-    if not 0 <= survival <= 1:
-        raise ValueError(f"survival: must be in [0, 1], got {survival}")
+    _check(mode, scale, survival)
     shortcut = x if shortcut is None else shortcut
     factor = scale_factor(survival, scale, training)
     if keep is None and training and survival < 1:
@@ -134,11 +132,13 @@ def _scaled(y: Tensor, factor: float) -> Tensor:
     return y if factor == 1 else y * factor
 
 
-def _check(mode: str, scale: str) -> None:
+def _check(mode: str, scale: str = "none", survival: float = 1.0) -> None:
     if mode not in MODES:
         raise ValueError(f"mode: must be one of {', '.join(MODES)}, got {mode!r}")
     if scale not in SCALES:
         raise ValueError(f"scale: must be one of {', '.join(SCALES)}, got {scale!r}")
+    if not 0 <= survival <= 1:
+        raise ValueError(f"survival: must be in [0, 1], got {survival}")
 
 
 @contextmanager
@@ -170,9 +170,7 @@ class StochasticDepth(nn.Module):
         self, branch: nn.Module, survival: float, mode: Mode = "batch", scale: Scale = "original", sync: bool = False
     ) -> None:
         super().__init__()
-        _check(mode, scale)
-        if not 0 <= survival <= 1:
-            raise ValueError(f"survival: must be in [0, 1], got {survival}")
+        _check(mode, scale, survival)
         self.branch, self.survival, self.mode, self.scale, self.sync = branch, survival, mode, scale, sync
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -211,9 +209,7 @@ class StochasticBlock(ResidualBlock):
         Raises:
             ValueError: if ``survival`` is outside [0, 1], or ``mode`` or ``scale`` is unknown.
         """
-        _check(mode, scale)
-        if not 0 <= survival <= 1:
-            raise ValueError(f"survival: must be in [0, 1], got {survival}")
+        _check(mode, scale, survival)
         new = share_parts(cls, block)
         new.survival, new.mode, new.scale = float(survival), mode, scale
         return new
@@ -245,15 +241,3 @@ class _Residual:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.block.residual(x, False if len(x) < MIN_KEPT and self.block.training else None)
-
-
-def share_parts(cls: Any, block: ResidualBlock) -> Any:
-    """``block`` as another class of residual block, with the same parts in the same mode."""
-    with torch.device("meta"):
-        new = cls(block.in_channels, block.conv1.out_channels, block.stride, block.kind, "conv")
-    for name in ("conv1", "bn1", "conv2", "bn2", "conv3", "bn3", "downsample"):
-        if hasattr(block, name):
-            setattr(new, name, getattr(block, name))
-    new.bn_over = block.bn_over
-    new.training = block.training
-    return new

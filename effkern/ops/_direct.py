@@ -19,6 +19,11 @@ except ImportError:  # an install without native code
     _host = None  # type: ignore[assignment]
 
 
+def nothing_watches() -> bool:
+    """Whether no mode of torch wants to see a call on plain CPU tensors."""
+    return False
+
+
 def _refuse(*args: Any) -> Any:
     return None
 
@@ -27,6 +32,7 @@ def _refuse(*args: Any) -> Any:
 available: bool = _library.loaded("_C") and _host is not None and _host.connect()
 
 if available:
+    nothing_watches = _host.nothing_watches
     rep_conv2d, rep_conv2d_packed = _host.rep_conv2d, _host.rep_conv2d_packed
     skip_block, skip_stage, stage = _host.skip_block, _host.skip_stage, _host.stage
     stamp, stamp_holds, state_of = _host.stamp, _host.stamp_holds, _host.state_of

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from effkern.nn.residual import ResidualBlock
-from effkern.nn.stochastic_depth import Mode, Scale, StochasticBlock, share_parts
+from effkern.nn.residual import ResidualBlock, share_parts
+from effkern.nn.stochastic_depth import Mode, Scale, StochasticBlock
 
 __all__ = ["blocks_of", "convert", "deploy"]
 

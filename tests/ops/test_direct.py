@@ -237,14 +237,14 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
-@pytest.mark.parametrize("which", ["weight", "bias"])
+@pytest.mark.parametrize(
+    "name, which",
+    [(name, which) for which in ("weight", "bias") for name in CHANGES if (name, which) != ("transposed", "bias")],
+)
 def test_changed_weights_are_packed_anew(name, which, memo):
     x, weight, bias = torch.randn(1, 8, 4, 4), torch.randn(8, 8, 3, 3), torch.randn(8)
     before = [rep_conv2d(x, weight, bias, padding=1) for _ in range(3)][-1]
     assert memo.quick and memo.hits >= 2
-    if which == "bias" and name == "transposed":
-        pytest.skip("a vector has nothing to transpose")
     CHANGES[name](weight if which == "weight" else bias)
     got = rep_conv2d(x, weight, bias, padding=1)
     want = rep_conv2d_packed(x, pack_conv_weight(weight, bias), 8, 3, padding=1)

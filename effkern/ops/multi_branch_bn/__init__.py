@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from effkern.ops import _checks as check
+from effkern.ops import _direct
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.multi_branch_bn import reference
 
@@ -182,13 +182,8 @@ def _plain(tensors: Tensors) -> bool:
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
-        and not torch.is_autocast_enabled(tensors[0].device.type)
-        and forward_ad._current_level < 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._len_torch_function_stack() == 0
-        and torch._C._get_tracing_state() is None
+        and all((type(t) is Tensor or type(t) is torch.nn.Parameter) and t.is_cpu for t in tensors)
+        and _direct.nothing_watches()
     )
 
 
