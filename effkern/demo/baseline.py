@@ -9,9 +9,9 @@ from effkern.models import create_model
 from effkern.training import Recipe, bytes_on_disk, count_macs, count_params
 
 from .context import DemoContext, StageResult, Subject
-from .measuring import eager_forms
+from .measuring import eager_forms, measure_rows
 
-__all__ = ["NAME", "build", "run"]
+__all__ = ["NAME", "build", "run", "trained"]
 
 NAME = "ResNet-20, dense"
 
@@ -30,7 +30,7 @@ def run(ctx: DemoContext) -> StageResult:
     # A large batch keeps both cores busy at 14x14; one cycle makes few epochs count. No augmentation: after 4 epochs
     # (one seed) it had cost 0.2 to 0.4 points, and a slower machine may get no more than 3.
     recipe = Recipe(epochs=5, lr=0.4, budget_s=ctx.time_left("baseline"))
-    trained = ctx.fit(model, recipe, batch_size=256, stream=1, augment=False, desc="baseline: train")
+    result = ctx.fit(model, recipe, batch_size=256, stream=1, augment=False, desc="baseline: train")
 
     macs = count_macs(model, torch.zeros(1, *ctx.shape))
     subject = Subject(
@@ -43,6 +43,17 @@ def run(ctx: DemoContext) -> StageResult:
         relative_to=NAME,
         note="Eager PyTorch on both sides: effkern has no part in this row.",
     )
-    extra = {"val_top1": ctx.accuracy(model, "val"), "training": trained.plain()}
-    notes = [trained.remark("The baseline")] if trained.cut_short else []
-    return StageResult(ctx.measure_rows("baseline", [subject]), extra, {"model": model.state_dict()}, notes)
+    extra = {"val_top1": ctx.accuracy(model, "val"), "training": result.plain()}
+    notes = [result.remark("The baseline")] if result.cut_short else []
+    return StageResult(measure_rows(ctx, "baseline", [subject]), extra, {"model": model.state_dict()}, notes)
+
+
+def trained(ctx: DemoContext) -> nn.Module:
+    """The network that this stage trained, in eval mode, a fresh copy each time.
+
+    Raises:
+        CheckpointError: if the stage has not finished.
+    """
+    model = build(ctx)
+    model.load_state_dict(ctx.load_state("baseline", "model"))
+    return model.eval()

@@ -26,8 +26,9 @@ from effkern.nn.residual import set_bn_over
 from effkern.stochastic_depth import survival_schedule
 from effkern.training import FitResult, Recipe, bytes_on_disk, count_macs, count_params
 
+from . import baseline
 from .context import DemoContext, StageResult, Subject
-from .measuring import eager_forms
+from .measuring import eager_forms, measure_rows
 
 __all__ = ["run"]
 
@@ -50,7 +51,7 @@ def build_policy(ctx: DemoContext, num_blocks: int) -> PolicyNet:
 def run(ctx: DemoContext) -> StageResult:
     """Train the policy, then policy and network together; compare decisions, accuracy and time."""
     torch.manual_seed(ctx.seed)
-    base, network = ctx.baseline(), ctx.baseline()
+    base, network = baseline.trained(ctx), baseline.trained(ctx)
     assert isinstance(base, ResNet) and isinstance(network, ResNet)
     policy = build_policy(ctx, base.num_blocks)
     seconds = ctx.time_left(NAME)
@@ -101,7 +102,7 @@ def run(ctx: DemoContext) -> StageResult:
     ]
     phases = ((trained_blocks, "Loosening the blocks"), (trained_a, "The policy"), (trained_b, "The last phase"))
     notes += [trained.remark(name) for trained, name in phases if trained.cut_short]
-    return StageResult(ctx.measure_rows(NAME, subjects), extra, {"model": net.state_dict()}, notes)
+    return StageResult(measure_rows(ctx, NAME, subjects), extra, {"model": net.state_dict()}, notes)
 
 
 def fast(net: nn.Module) -> Any:

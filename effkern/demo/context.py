@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class StageResult:
     """What a stage hands back.
 
     Attributes:
-        rows: of the table, from :meth:`DemoContext.measure_rows`.
+        rows: of the table, from :func:`.measuring.measure_rows`.
         extra: plain data for the report; must survive JSON. The page draws two keys of it:
             ``"curves"``: ``[{"title", "x", "y", "series": {name: [[x, y], ...]}}]``, and
             ``"blocks"``: ``{"usage": [share of images for each block], "patterns": number of different policies,
@@ -204,14 +204,6 @@ class DemoContext:
         """Top-1 in percent of a module (in eval mode) or a function that returns scores."""
         return evaluate(predict, self.batches(split, batch_size))
 
-    def baseline(self) -> nn.Module:
-        """The trained dense network of the first stage, in eval mode, a fresh copy each time."""
-        from .baseline import build
-
-        model = build(self)
-        model.load_state_dict(self.load_state("baseline", "model"))
-        return model.eval()
-
     def load_state(self, stage: str, name: str) -> dict[str, Tensor]:
         """State dict ``name`` that a finished stage returned.
 
@@ -223,18 +215,3 @@ class DemoContext:
     def measure(self, functions: Mapping[str, Callable[[], object]], seconds: float | None = None) -> dict[str, Timing]:
         """Interleaved timings of functions without arguments; see :func:`effkern.training.measure`."""
         return measure(functions, seconds=self.measure_s * len(functions) if seconds is None else seconds)
-
-    def measure_rows(self, stage: str, subjects: Sequence[Subject]) -> list[Row]:
-        """Time every subject and its eager forms at batch 1 and 64, all interleaved, and make the table's rows.
-
-        Call it once a stage, when training is over. Timed calls take different test images in turn, the same ones
-        for everybody. Before that every form must give the same scores as the first one: wrong results have no speed.
-
-        Raises:
-            ValueError: if names repeat, a subject has nothing to run, ``relative_to`` names no subject, or there are
-                fewer test images than a batch.
-            RuntimeError: if two forms of one subject disagree on more than 1 % of the images.
-        """
-        from .measuring import measure_rows
-
-        return measure_rows(self, stage, subjects)

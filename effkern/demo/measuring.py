@@ -57,7 +57,16 @@ def _folded(model: nn.Module) -> nn.Module:
 
 
 def measure_rows(ctx: DemoContext, stage: str, subjects: Sequence[Subject]) -> list[Row]:
-    """See :meth:`DemoContext.measure_rows`."""
+    """Time every subject and its eager forms at batch 1 and 64, all interleaved, and make the table's rows.
+
+    Call it once a stage, when training is over. Timed calls take different test images in turn, the same ones
+    for everybody. Before that every form must give the same scores as the first one: wrong results have no speed.
+
+    Raises:
+        ValueError: if names repeat, a subject has nothing to run, ``relative_to`` names no subject, or there are
+            fewer test images than a batch.
+        RuntimeError: if two forms of one subject disagree on more than 1 % of the images.
+    """
     forms = _forms(subjects)
     images = ctx.data.normalize(ctx.data.test[: BATCH * POOL].images)
     if len(images) < BATCH:

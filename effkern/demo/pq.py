@@ -15,8 +15,9 @@ from effkern.quantize import Report, Rule, distillation_loss, packed_state, quan
 from effkern.quantize.storage import unpacked_state
 from effkern.training import Recipe, bytes_on_disk, count_macs, count_params
 
+from . import baseline
 from .context import DemoContext, StageResult, Subject
-from .measuring import eager_forms
+from .measuring import eager_forms, measure_rows
 
 __all__ = ["run"]
 
@@ -119,7 +120,7 @@ def _through_the_file(model: nn.Module) -> None:
 
 def run(ctx: DemoContext) -> StageResult:
     """Quantize the trained baseline, tune its centroids, and time it against eager PyTorch."""
-    dense = ctx.baseline()
+    dense = baseline.trained(ctx)
     batch = next(iter(ctx.batches("train", 64 if ctx.quick else CALIBRATION, train=True, stream=51)))[0]
     coded, report = quantize(
         dense,
@@ -175,7 +176,7 @@ def _measured(
         note="The same network; eager holds the codes too and rebuilds the dense weights at every call.",
         **common,
     )
-    rows = ctx.measure_rows("pq", [again, kept, rebuilt])
+    rows = measure_rows(ctx, "pq", [again, kept, rebuilt])
     extra = {
         "val_top1_untuned": untuned,
         "val_top1": ctx.accuracy(coded, "val"),

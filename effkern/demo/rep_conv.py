@@ -13,7 +13,7 @@ from effkern.reparam import check, fold_model, unfuse
 from effkern.training import Recipe, bytes_on_disk, count_macs, count_params
 
 from .context import DemoContext, StageResult, Subject
-from .measuring import eager_forms
+from .measuring import eager_forms, measure_rows
 
 __all__ = ["FOLDED", "TRAINED", "build", "run"]
 
@@ -44,7 +44,8 @@ def run(ctx: DemoContext) -> StageResult:
     errors = check(model, sample, fused)
 
     image = torch.zeros(1, *ctx.shape)
-    rows = ctx.measure_rows(
+    rows = measure_rows(
+        ctx,
         "rep_conv",
         [
             Subject(

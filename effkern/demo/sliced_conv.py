@@ -15,7 +15,7 @@ from effkern.nn import SlicedConvBNAct
 from effkern.training import FitResult, Recipe, bytes_on_disk, count_params
 
 from .context import DemoContext, StageResult, Subject
-from .measuring import eager_forms
+from .measuring import eager_forms, measure_rows
 
 __all__ = ["run"]
 
@@ -82,7 +82,7 @@ def run(ctx: DemoContext) -> StageResult:
     ]
     if trained.cut_short:
         notes.append(trained.remark("The slimmable network"))
-    return StageResult(ctx.measure_rows("sliced_conv", subjects), extra, {"model": state}, notes)
+    return StageResult(measure_rows(ctx, "sliced_conv", subjects), extra, {"model": state}, notes)
 
 
 def _train(ctx: DemoContext, model: SlimmableCNN) -> FitResult:

@@ -21,7 +21,7 @@ def test_quick_stage_gives_a_whole_row_and_can_be_loaded_again(ctx):
     assert row.stage == "baseline" and row.eager_only and row.relative_to == row.name and row.macs_left == 1.0
     assert row.params == sum(p.numel() for p in baseline.build(ctx).parameters())
     StageStore(ctx.folder, {}).save("baseline", result, 1.0)
-    model = ctx.baseline()
+    model = baseline.trained(ctx)
     assert not model.training and ctx.accuracy(model) == row.top1
 
 
@@ -34,7 +34,7 @@ def test_full_network_is_the_one_described(tmp_path):
 
 def test_loading_before_the_stage_finished_is_an_error(ctx):
     with pytest.raises(CheckpointError, match=r"baseline\.model\.safetensors: cannot be read"):
-        ctx.baseline()
+        baseline.trained(ctx)
 
 
 def test_quick_takes_two_steps_and_a_small_set_is_gone_through_more_often(ctx, tmp_path):

@@ -10,6 +10,7 @@ import torch
 from effkern.data import load_digits
 from effkern.demo import measuring
 from effkern.demo.context import BATCH, SINGLES, DemoContext, Subject
+from effkern.demo.measuring import measure_rows
 from effkern.training import Timing
 
 
@@ -38,7 +39,7 @@ def test_all_forms_see_the_same_images_in_turn(ctx):
         return call
 
     subjects = [subject("a", run=watch("a"), eager={"x": watch("ax"), "y": watch("ay")}), subject("b", run=watch("b"))]
-    ctx.measure_rows("stage", subjects)
+    measure_rows(ctx, "stage", subjects)
     assert seen["a"] == seen["ax"] == seen["ay"] == seen["b"]
     sizes = [size for size, _ in seen["a"]]
     assert sizes.count(1) % SINGLES == 0 and sizes.count(1) >= 10 * SINGLES and sizes.count(BATCH) >= 10
@@ -61,8 +62,8 @@ def test_rows_are_per_image_and_name_the_fastest_eager_form(ctx, monkeypatch):
     turns = iter((0, 1))
     monkeypatch.setattr(DemoContext, "measure", measure)
     both = {"nchw": scores, "channels_last": scores}
-    full, half = ctx.measure_rows(
-        "stage", [subject(eager=both), subject("half", macs=25.0, relative_to="net", note="a note")]
+    full, half = measure_rows(
+        ctx, "stage", [subject(eager=both), subject("half", macs=25.0, relative_to="net", note="a note")]
     )
     assert (full.ms_b1, full.ms_b64, full.ms_b1_min, full.ms_b64_min) == (1.0, 1.0, 0.5, 0.5)
     assert (full.eager_ms_b1, full.eager_form_b1) == (2.0, "nchw")
@@ -73,7 +74,7 @@ def test_rows_are_per_image_and_name_the_fastest_eager_form(ctx, monkeypatch):
 
 
 def test_without_own_form_the_row_is_eagers(ctx):
-    (row,) = ctx.measure_rows("baseline", [subject(run=None)])
+    (row,) = measure_rows(ctx, "baseline", [subject(run=None)])
     assert row.eager_only and row.ms_b1 == row.eager_ms_b1 > 0 and row.ms_b64_min == row.eager_ms_b64_min > 0
 
 
@@ -84,18 +85,18 @@ def test_wrong_scores_have_no_time(ctx):
     with pytest.raises(
         RuntimeError, match=r"stage, net: 'nchw' and 'effkern' must agree, but differ on \d+\.\d % of the images"
     ):
-        ctx.measure_rows("stage", [subject(run=wrong)])
+        measure_rows(ctx, "stage", [subject(run=wrong)])
 
     def not_a_number(x):
         return torch.where(torch.arange(len(x))[:, None] == 0, float("nan"), scores(x))
 
     with pytest.raises(RuntimeError, match="must agree"):
-        ctx.measure_rows("stage", [subject(eager={"nchw": scores, "nan": not_a_number})])
+        measure_rows(ctx, "stage", [subject(eager={"nchw": scores, "nan": not_a_number})])
 
 
 def test_nan_in_the_first_form_is_not_taken_for_agreement(ctx):
     with pytest.raises(RuntimeError, match="must agree"):
-        ctx.measure_rows("stage", [subject(run=lambda x: scores(x) * float("nan"))])
+        measure_rows(ctx, "stage", [subject(run=lambda x: scores(x) * float("nan"))])
 
 
 def test_rounding_agrees_and_a_tipped_decision_is_counted(ctx):
@@ -107,7 +108,7 @@ def test_rounding_agrees_and_a_tipped_decision_is_counted(ctx):
 
     images = ctx.data.normalize(ctx.data.test.images)
     first = float(images[:BATCH].sum())
-    fine, tipped = ctx.measure_rows("stage", [subject(run=rounded), subject("tipped", run=one_tipped)])
+    fine, tipped = measure_rows(ctx, "stage", [subject(run=rounded), subject("tipped", run=one_tipped)])
     assert fine.disagreeing == 0
     assert tipped.disagreeing == pytest.approx(1 / len(images))
 
@@ -122,14 +123,14 @@ def test_rounding_agrees_and_a_tipped_decision_is_counted(ctx):
 )
 def test_wrong_use_is_refused(ctx, subjects, message):
     with pytest.raises(ValueError, match=message):
-        ctx.measure_rows("stage", subjects)
+        measure_rows(ctx, "stage", subjects)
 
 
 def test_too_few_images_are_refused(tmp_path):
     data = load_digits()
     ctx = DemoContext(replace(data, test=data.test[:63]), tmp_path)
     with pytest.raises(ValueError, match=r"data\.test: must hold at least 64 images"):
-        ctx.measure_rows("stage", [subject()])
+        measure_rows(ctx, "stage", [subject()])
 
 
 def test_eager_forms_are_copies_in_both_layouts():

@@ -15,6 +15,7 @@ from effkern import report
 from effkern.data import DataError, load_digits
 from effkern.demo import context, runner, store
 from effkern.demo.context import DemoContext, StageResult, Subject
+from effkern.demo.measuring import measure_rows
 from effkern.demo.runner import Options, Stage, run_demo
 
 STAGES = (Stage("baseline", "dense", 5, 1), Stage("rep_conv", "folded", 5, 1), Stage("pq", "codes", 5, 1))
@@ -43,7 +44,7 @@ class Demo:
         subject = Subject(f"{name} net", 90.0, 10, 40, 100.0, eager={"nchw": lambda x: x.flatten(1)[:, :10]})
         extra = {"loaded": float(ctx.load_state("baseline", "model")["w"][0]) if name == "pq" else None}
         return StageResult(
-            ctx.measure_rows(name, [subject]), extra, {"model": {"w": torch.ones(2)}}, [f"note of {name}"]
+            measure_rows(ctx, name, [subject]), extra, {"model": {"w": torch.ones(2)}}, [f"note of {name}"]
         )
 
     def __call__(self, **changes) -> int:
