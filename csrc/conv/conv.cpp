@@ -52,20 +52,25 @@ class Worker {
         if (next.group != panel.group) break;
         panel.cols += next.cols;
       }
-      run_panel(panel);
+      run_panel(panel, resident_ && i < end ? i : -1);
     }
   }
 
  private:
-  void run_panel(const PanelPlace& panel) {
+  // `next` is the panel that follows, or -1: what of it is in no near cache is fetched meanwhile.
+  void run_panel(const PanelPlace& panel, int64_t next) {
     const float* b = p_.weight->panel(panel.group, panel.index, panel_);
+    const PanelPlace then = next >= 0 ? panel_at(p_, next) : panel;
+    const float* ahead = next >= 0 ? p_.weight->panel(then.group, then.index, nullptr) : b;
     alignas(64) float scale[kMaxCols], shift[kMaxCols];
     GemmTile t = tile_of(panel, scale, shift);
     for (int64_t tap = 0; tap < plan_.taps; tap += plan_.part_taps) {
       t.taps = std::min(plan_.part_taps, plan_.taps - tap);
       for (int64_t k = 0; k == 0 || k < plan_.depth; k += plan_.part_depth) {
         t.k = std::min(plan_.part_depth, plan_.depth - k);
-        t.b = b + tap * t.tap_stride + k * kPanel;
+        const int64_t part = tap * t.tap_stride + k * kPanel;
+        t.b = b + part;
+        t.ahead = ahead + part;
         t.more = tap > 0 || k > 0;
         t.last = straight_ && k + t.k == plan_.depth && tap + t.taps == plan_.taps;
         t.a_offset = panel.group * plan_.depth + k;
@@ -110,6 +115,8 @@ class Worker {
       t.y = y_ + q;
       t.residual = p_.epilogue.residual != nullptr ? residual_ + q : nullptr;
       k_.gemm.tile(t);
+      // The first tile fetched a panel ahead, the second fetches the one behind it.
+      t.ahead = q == 0 && t.cols > kPanel && t.ahead != t.b ? t.ahead + t.panel_stride : t.b;
     }
   }
 

@@ -96,8 +96,9 @@ void gemm_rows(const GemmTile& t) {
     const float* row[kRows];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) row[r] = t.a[tap * kPitch + r] + t.a_offset;
-    const float* b = t.b + tap * t.tap_stride;
-    for (int64_t i = 0; i < t.k; ++i, b += 16) {
+    const float *b = t.b + tap * t.tap_stride, *ahead = t.ahead + tap * t.tap_stride;
+    for (int64_t i = 0; i < t.k; ++i, b += 16, ahead += 16) {
+      __builtin_prefetch(ahead, 0, 2);
       typename Lanes<kLanes>::Vec w[kVecs + 1];
       typename Lanes<8>::Vec tail_w{};
 #pragma GCC unroll 4

@@ -35,6 +35,7 @@ struct GemmTile {
   int64_t a_offset, taps, k;
   const float* b;
   int64_t tap_stride, panel_stride;  // floats from a tap to the next, and from the first panel to the second
+  const float* ahead;                // weights that lie as those of a panel at b, fetched into the L2 cache meanwhile
   float* sums;                       // [rows][kMaxCols]; read if `more`, written unless `last`, overwritten in any case
   bool more, last;
   int64_t channel, cols;  // the first output channel, and how many are stored: up to 16 a panel

@@ -147,6 +147,7 @@ void gemm(const Named& it, int64_t n, int64_t cols, int64_t taps, int64_t k, boo
       t.a_offset = second ? cut : 0;
       t.k = second ? k - cut : cut;
       t.b = b.floats() + (tap * k + t.a_offset) * kPanel;
+      t.ahead = t.b;
       t.more = tap > 0 || second;
       t.last = tap + 1 == taps && second;
       g.tile(t);
