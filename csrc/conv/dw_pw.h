@@ -1,4 +1,5 @@
-// A depthwise and the pointwise convolution behind it as one pass: the maps between them never leave the L2 cache.
+// A depthwise and the pointwise convolution behind it as one pass, or these two and the one in front of them, as in an
+// inverted residual or behind a stem: the maps between them never leave the L2 cache.
 #pragma once
 
 #include "problem.h"
@@ -12,5 +13,12 @@ bool can_fuse(const Problem& depthwise, const Problem& pointwise);
 // Gives the bits that running one after the other gives. Both problems have the same count and lists; the rows of
 // tables are those of the depthwise problem's x.
 void run_fused(const Problem& depthwise, const Problem& pointwise);
+
+// The same with the convolution whose result is `depthwise.x`, which needs no data either: true where that result is
+// larger than a cache, and none of the three has lists, rows of tables or, but for the last, a residual.
+bool can_fuse(const Problem& front, const Problem& depthwise, const Problem& pointwise);
+
+// Gives the bits that running one after the other gives.
+void run_fused(const Problem& front, const Problem& depthwise, const Problem& pointwise);
 
 }  // namespace effkern::conv

@@ -193,15 +193,32 @@ bool is_pair(const std::vector<Step>& chain, size_t i, int64_t given, const std:
          mix.x == result && mix.residual != result;
 }
 
-// Runs all steps; `values` have their memory, pair[i] tells that steps i and i + 1 may run in one pass.
+// True if only the pair behind step i reads its result: the three may run in one pass.
+bool is_front(const std::vector<Step>& chain, size_t i, int64_t given, const std::vector<int64_t>& last,
+              const std::vector<bool>& pair) {
+  const int64_t result = given + static_cast<int64_t>(i);
+  return i + 1 < chain.size() && pair[i + 1] && last[i] == static_cast<int64_t>(i) + 1 && chain[i + 1].x == result;
+}
+
+// Runs all steps; `values` have their memory, pair[i] tells that steps i and i + 1 may run in one pass, front[i] that
+// i, i + 1 and i + 2 may.
 void run_chain(const std::vector<Step>& chain, const std::vector<Tensor>& handles,
-               const std::vector<conv::Activation>& values, size_t given, const std::vector<bool>& pair) {
+               const std::vector<conv::Activation>& values, size_t given, const std::vector<bool>& pair,
+               const std::vector<bool>& front) {
   const auto step = [&](size_t i) {
     return Convolution(chain[i], handles[chain[i].handle], values, values[given + i]);
   };
   for (size_t i = 0; i < chain.size(); ++i) {
     if (values[given + i].n == 0 || values[given + i].c == 0) continue;
     const Convolution one = step(i);
+    if (front[i] && values[given + i + 2].c != 0) {
+      const Convolution filter = step(i + 1), mix = step(i + 2);
+      if (conv::can_fuse(one.problem(), filter.problem(), mix.problem())) {
+        conv::run_fused(one.problem(), filter.problem(), mix.problem());
+        i += 2;
+        continue;
+      }
+    }
     if (pair[i] && values[given + i + 1].c != 0) {
       const Convolution next = step(i + 1);
       if (conv::can_fuse(one.problem(), next.problem())) {
@@ -242,13 +259,14 @@ std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others
     for (const int64_t v : {chain[i].x, chain[i].residual})
       if (v >= static_cast<int64_t>(given) && last[v - given] != kReturned) last[v - given] = static_cast<int64_t>(i);
   }
-  std::vector<bool> pair(chain.size(), false);
-  for (size_t i = 0; i < chain.size(); ++i) {
-    pair[i] = is_pair(chain, i, static_cast<int64_t>(given), last);
-    // The pair's second step writes while the first still reads, so the input must not give its place to the result.
-    const int64_t read = chain[i].x - static_cast<int64_t>(given);
-    if (pair[i] && read >= 0) last[read] = std::max(last[read], static_cast<int64_t>(i) + 1);
-  }
+  std::vector<bool> pair(chain.size(), false), front(chain.size(), false);
+  for (size_t i = 0; i < chain.size(); ++i) pair[i] = is_pair(chain, i, static_cast<int64_t>(given), last);
+  for (size_t i = 0; i < chain.size(); ++i) front[i] = is_front(chain, i, static_cast<int64_t>(given), last, pair);
+  // The last step of a pass writes while the first still reads, so their inputs must not give their places to results.
+  for (size_t i = 0; i < chain.size(); ++i)
+    for (const int64_t read : {chain[i].x, chain[i].residual})
+      if (const int64_t v = read - static_cast<int64_t>(given); v >= 0 && (pair[i] || front[i]))
+        last[v] = std::max(last[v], static_cast<int64_t>(i) + (front[i] ? 2 : 1));
   std::vector<Tensor> results;
   results.reserve(outputs.size());
   for (const int64_t step : outputs) {
@@ -302,7 +320,7 @@ std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others
       a.data = inner ? scratch + offsets[v - given]
                      : static_cast<char*>(a.data) + first * a.sn * static_cast<int64_t>(dtype_size(a.dtype));
     }
-    run_chain(chain, handles, part, given, pair);
+    run_chain(chain, handles, part, given, pair, front);
   }
   return results;
 }

@@ -55,6 +55,34 @@ def test_is_the_single_calls_bit_for_bit(n):
             assert torch.equal(y, expected[i]) and y.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_inverted_residuals_are_the_single_calls_bit_for_bit(threads):
+    handles = [handle(24, 3, 3, 3), handle(24, 1, 3, 3, groups=24), handle(16, 24, 1, 1), handle(72, 16, 1, 1),
+               handle(72, 1, 3, 3, groups=72), handle(16, 72, 1, 1), handle(20, 72, 1, 1)]  # fmt: skip
+    depthwise = {"kernel_size": (3, 3), "padding": (1, 1), "act": "relu6"}
+    steps = [
+        ConvStep(0, 0, 24, (3, 3), (2, 2), (1, 1), act="relu6"),
+        ConvStep(1, 1, 24, groups=24, **depthwise),
+        ConvStep(2, 2, 16, (1, 1), act="none"),
+        ConvStep(3, 3, 72, (1, 1), act="relu6"),
+        ConvStep(4, 4, 72, groups=72, **depthwise),
+        ConvStep(5, 5, 16, (1, 1), act="none", residual=3),
+        ConvStep(6, 3, 72, (1, 1), act="relu6"),
+        ConvStep(7, 4, 72, groups=72, stride=(2, 2), **depthwise),
+        ConvStep(8, 6, 20, (1, 1), act="none"),
+    ]
+    x = torch.randn(3, 3, 150, 161)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        expected = one_by_one([x], handles, steps)
+        for outputs in ([8], [8, 5], [8, 6], list(range(9))):
+            for y, i in zip(rep_conv2d_chain(x, handles, steps, outputs), outputs, strict=True):
+                assert torch.equal(y, expected[i])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_results_are_not_overwritten_by_the_next_call():
     handles, steps = network()
     inputs = [torch.randn(2, 3, 17, 13), torch.randn(2, 20, 9, 7)]
