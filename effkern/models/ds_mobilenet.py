@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from effkern.models._by_width import by_width
+from effkern.models._gated import Front, GatedNet, Stages, configurations, gated_stages, spaces
 from effkern.models._registry import register_model
+from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
 
+__all__ = ["ChannelAttention", "DSMobileNet", "SeparableBlock", "ds_mobilenet"]
+
 # Narrow and wide form of the stages in front, their blocks and strides; then those of many widths (arXiv 2103.13258).
-_STEM = (16, 24)
-_FIXED = (((32, 88), 1, 1), ((48, 168), 2, 2), ((96, 264), 2, 2))
-_MANY = ((range(224, 641, 32), 6, 2), (range(736, 1153, 32), 2, 2))
-_REDUCTION = 4
-
-
-class ChannelAttention(nn.Module):
-    """Squeeze and excitation over the running channels: ``x * sigmoid(W2 relu(W1 mean(x)))``.
-
-    Args:
-        widths: Channels of every configuration.
-
-    Shape:
-        ``[N, C, H, W]`` to the same.
-    """
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        hidden = widths[-1] // _REDUCTION
-        self.reduce = SlicedLinear(widths, hidden)
-        self.expand = SlicedLinear(hidden, widths)
-
-    def forward(self, x: Tensor, width: int | Tensor) -> Tensor:
-        gate = self.expand(self.reduce(x.mean((2, 3)), width, act="relu"), width).sigmoid()
-        return x * gate[:, :, None, None]
+STEM = (16, 24)
+FRONT: Front = (((32, 88), 1, 1), ((48, 168), 2, 2), ((96, 264), 2, 2))
+STAGES: Stages = ((range(224, 641, 32), 6, 2), (range(736, 1153, 32), 2, 2))
 
 
 class SeparableBlock(nn.Module):
@@ -47,62 +29,88 @@ class SeparableBlock(nn.Module):
         c_in: Input channels of every configuration.
         c_out: Output channels of every configuration.
         stride: Of the depthwise convolution.
+        space: Width indices that a gate in the place of the attention chooses from; default: there is no gate.
     """
 
-    def __init__(self, c_in: Sequence[int], c_out: Sequence[int], stride: int) -> None:
+    def __init__(
+        self, c_in: Sequence[int], c_out: Sequence[int], stride: int, space: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         self.depthwise = SlicedConvBNAct(c_in, c_in, 3, stride, groups=c_in[-1], act="silu")
-        self.attention = ChannelAttention(c_in)
+        self.attention = ChannelAttention(c_in) if space is None else DoubleHeadedGate(c_in, space)
         self.pointwise = SlicedConvBNAct(c_in, c_out, 1, act="silu")
 
     def forward(self, x: Tensor, width: int | Tensor) -> Tensor:
         return self.pointwise(self.attention(self.depthwise(x, width), width), width)
 
 
-class DSMobileNet(nn.Module):
-    """The DS-Net supernet with static widths: index ``i`` of 0 to 13 is ``uniform(i)``, the last one is ``largest``.
+class DSMobileNet(GatedNet):
+    """The DS-Net supernet: index ``i`` of 0 to 13 is ``uniform(i)``, the last one is ``largest``.
 
     All but ``largest`` run the narrow form of the stem and the first three stages, so ``uniform(13)`` is not the
-    largest network although its last stages are as wide.
+    largest network although its last stages are as wide. A gate stands in the first block of the fourth stage, between
+    its depthwise and its pointwise convolution: what is in front always runs narrow, what follows at the gate's choice.
 
     Args:
         num_classes: Of the classifier.
         in_channels: Of the images.
         dropout: Before the classifier, in training at the largest width only.
+        space: Width indices the gate chooses from, or a list of them for each gate.
+        gated: Which of ``stages`` begin with a gate.
+        stem: Channels of the stem, one number or (narrow, wide).
+        front: Stages that all images share: channels (as of the stem), blocks, stride.
+        stages: Stages of many widths: a list of them, blocks, stride. Without a pair in front there is no ``largest``.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
     """
 
-    def __init__(self, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2) -> None:
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        dropout: float = 0.2,
+        space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
+        gated: Sequence[int] = (0,),
+        stem: int | Sequence[int] = STEM,
+        front: Front = FRONT,
+        stages: Stages = STAGES,
+    ) -> None:
         super().__init__()
-        choices = len(_MANY[0][0])
-
-        def fixed(pair: tuple[int, int]) -> list[int]:
-            return [pair[0]] * choices + [pair[1]]
-
-        previous = fixed(_STEM)
+        every, self.num_widths = configurations([(stem, 1, 2), *front], stages)
+        routed = dict(zip(gated_stages(gated, len(front), len(stages)), spaces(space, len(gated)), strict=True))
+        (previous, _, _), *rest = every
         self.stem = SlicedConvBNAct(in_channels, previous, 3, 2, act="silu")
-        stages = [(fixed(pair), blocks, stride) for pair, blocks, stride in _FIXED]
-        stages += [([*many, many[-1]], blocks, stride) for many, blocks, stride in _MANY]
-        blocks = []
-        for channels, count, stride in stages:
+        blocks: list[SeparableBlock] = []
+        self._gated: list[int] = []
+        for i, (channels, count, stride) in enumerate(rest):
+            if i in routed:
+                self._gated.append(len(blocks))
             for block in range(count):
-                blocks.append(SeparableBlock(previous, channels, stride if block == 0 else 1))
+                stride, space_here = (stride, routed.get(i)) if block == 0 else (1, None)
+                blocks.append(SeparableBlock(previous, channels, stride, space_here))
                 previous = channels
         self.blocks = nn.ModuleList(blocks)
-        self.num_widths = choices + 1
         self.dropout = nn.Dropout(dropout)
         self.classifier = SlicedLinear(previous, num_classes)
 
-    def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
-        """Scores at ``width``: 0 to 13, 14 or -1 for the largest, or one a sample."""
-        return by_width(self, self._scores, x, width)
+    @property
+    def gates(self) -> list[DoubleHeadedGate]:
+        return [cast(DoubleHeadedGate, self._block(i).attention) for i in self._gated]
 
-    def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
-        x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
-        for block in self.blocks:
+    def _block(self, i: int) -> SeparableBlock:
+        return cast(SeparableBlock, self.blocks[i])
+
+    def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
+        begin, end = [-1, *self._gated, len(self.blocks)][k : k + 2]
+        if k == 0:
+            x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
+        else:
+            x = self._block(begin).pointwise(x, width, in_width)
+        for block in self.blocks[begin + 1 : end]:
             x = block(x, width)
+        if end < len(self.blocks):
+            return self._block(end).depthwise(x, width)
         x = x.mean((2, 3))
         if not isinstance(width, Tensor) and width in (-1, self.num_widths - 1):
             x = self.dropout(x)
@@ -110,6 +118,15 @@ class DSMobileNet(nn.Module):
 
 
 @register_model
-def ds_mobilenet(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2) -> DSMobileNet:
+def ds_mobilenet(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    dropout: float = 0.2,
+    space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
+    gated: Sequence[int] = (0,),
+    stem: int | Sequence[int] = STEM,
+    front: Front = FRONT,
+    stages: Stages = STAGES,
+) -> DSMobileNet:
     """DS-Net's supernet of fifteen configurations; see `DSMobileNet`."""
-    return DSMobileNet(num_classes, in_channels, dropout)
+    return DSMobileNet(num_classes, in_channels, dropout, space, gated, stem, front, stages)

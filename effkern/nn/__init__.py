@@ -1,6 +1,7 @@
 """Layers over :mod:`effkern.ops`."""
 
 from effkern.nn._packing import freeze_packs
+from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.multi_branch_bn import MultiBranchBNAddReLU
 from effkern.nn.pq import PQConv2d, PQEmbedding, PQLinear
 from effkern.nn.rep_conv import RepConv2d
@@ -13,6 +14,8 @@ from effkern.nn.stochastic_depth import StochasticBlock, StochasticDepth, draw_k
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 __all__ = [
+    "ChannelAttention",
+    "DoubleHeadedGate",
     "MultiBranchBNAddReLU",
     "PQConv2d",
     "PQEmbedding",

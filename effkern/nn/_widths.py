@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,20 @@ def width_index(width: int, widths: tuple[int, ...]) -> int:
     if not -len(widths) <= width < len(widths):
         raise IndexError(f"width must be in [{-len(widths)}, {len(widths) - 1}], got {width}")
     return width % len(widths)
+
+
+def layer_width(width: int | Tensor) -> int | Tensor:
+    """What a layer without statistics runs at: weights of widths, ``[N, M]`` floats, run at the widest of the M.
+
+    Weights are how a choice of widths is trained: a row of 0 and a single 1, through which gradients pass. The channels
+    past a sample's width are zero then, so the widest layer computes what the narrow one would.
+    """
+    return width.size(1) - 1 if is_mixed(width) else width
+
+
+def is_mixed(width: int | Tensor | None) -> TypeGuard[Tensor]:
+    """Whether ``width`` is weights of widths and not an index or indices."""
+    return isinstance(width, Tensor) and width.dim() == 2 and width.is_floating_point()
 
 
 class HasWidthTables(nn.Module):

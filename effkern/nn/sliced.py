@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from effkern import ops
 from effkern.nn._geometry import ints
 from effkern.nn._packing import HoldsPack
-from effkern.nn._widths import HasWidthTables, as_widths, sample_widths, width_index
+from effkern.nn._widths import HasWidthTables, as_widths, layer_width, sample_widths, width_index
 from effkern.ops._slices import slice_bias, slice_weight
 
 Pair = int | tuple[int, int]
@@ -94,7 +94,8 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
 
         Args:
             x: Input, see the class.
-            width: Index of the output width: an int, or an int tensor ``[N]`` with one a sample.
+            width: Index of the output width: an int, or an int tensor ``[N]`` with one a sample. Weights of the first M
+                widths, floats ``[N, M]``, run the widest of those.
             in_width: Index of the input width if it is another one than ``width``.
             tables: Scale and shift, each ``[W, out_channels[-1]]``, of which row ``width`` is applied to the result
                 (`SwitchableBatchNorm2d.tables`). For an int ``width`` also that row alone.
@@ -104,7 +105,8 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
             IndexError: if a width index is out of range.
             ValueError: if ``x`` has fewer channels than the width needs.
         """
-        in_width = width if in_width is None else in_width
+        in_width = layer_width(width if in_width is None else in_width)
+        width = layer_width(width)
         # The packed sliced ops have no gradient, so nothing they take may want one.
         may_pack = self._may_use_pack(x, x, self.weight, self.bias, *(tables or ()))
         handle = self._packed() if may_pack else None
@@ -195,7 +197,8 @@ class SlicedLinear(HasWidthTables):
         self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None, *, act: str = "none"
     ) -> Tensor:
         """Run the layer at ``width``; arguments as in `SlicedConv2d.forward`."""
-        in_width = width if in_width is None else in_width
+        in_width = layer_width(width if in_width is None else in_width)
+        width = layer_width(width)
         if isinstance(width, Tensor) or isinstance(in_width, Tensor):
             c_in = sample_widths(in_width, self.in_table, x.size(0))
             c_out = sample_widths(width, self.out_table, x.size(0))

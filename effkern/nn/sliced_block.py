@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from effkern import ops
 from effkern.nn._packing import freeze_packs
-from effkern.nn._widths import width_index
+from effkern.nn._widths import is_mixed, width_index
 from effkern.nn.sliced import Pair, SlicedConv2d, Tables, leading_channels
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
 
@@ -75,7 +75,14 @@ class SlicedConvBNAct(nn.Module):
         self._rows: list[Tables] = []  # of _folded, one a width
 
     def forward(self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None) -> Tensor:
-        """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`."""
+        """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`.
+
+        Weights of the first M widths, floats ``[N, M]``, mix what batch norm makes of the widest convolution's result
+        at each width, ``act(sum_i w_i bn_i(y))``, with zeros past a width: a row with a single 1 gives that width, and
+        the gradient of a weight says what its width would have given. In eval mode only.
+        """
+        if is_mixed(width):
+            return self.activation(self.bn(self.conv(x, width, in_width), width))
         if self.training:
             return self.activation(self.bn(self.conv(x, width, in_width), width))
         return self.conv(x, width, in_width, tables=self._tables(width), act=self.act)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn._widths import HasWidthTables, as_widths, width_index
+from effkern.nn._widths import HasWidthTables, as_widths, is_mixed, width_index
 
 Affine = Literal["shared", "per_width"]
 
@@ -91,13 +91,16 @@ class SwitchableBatchNorm2d(HasWidthTables):
 
         Args:
             x: Input, see the class.
-            width: Index into ``widths`` (negative counts from the widest) or, in eval mode, an int tensor ``[N]``.
+            width: Index into ``widths`` (negative counts from the widest) or, in eval mode, an int tensor ``[N]`` or
+                weights of the first M widths, floats ``[N, M]``: the weighted sum of what each would give.
 
         Raises:
             IndexError: if an int ``width`` is out of range.
             ValueError: if channels and width disagree, or per-sample widths are given in training mode: statistics
                 belong to one width, so train with one width a batch (the sandwich rule).
         """
+        if is_mixed(width):
+            return self._mixed(x, width)
         if isinstance(width, Tensor):
             return self._per_sample(x, width)
         index = width_index(width, self.widths)
@@ -133,6 +136,18 @@ class SwitchableBatchNorm2d(HasWidthTables):
         active = torch.arange(channels, device=x.device) < self.width_table[width, None]
         # where and not a product: whatever lies past a sample's width may be NaN.
         return torch.where(active[:, :, None, None], x.float() * scale + shift, 0.0).to(x.dtype)
+
+    def _mixed(self, x: Tensor, weights: Tensor) -> Tensor:
+        if self.training:
+            raise ValueError("weights of widths need fixed statistics: call eval() or give one width for the batch")
+        count, limit = weights.size(1), len(self.widths)
+        if x.dim() != 4 or len(weights) != len(x) or not 0 < count <= limit or x.size(1) != self.widths[count - 1]:
+            got = f"{list(x.shape)} and {list(weights.shape)}"
+            raise ValueError(f"x must be [N, widths[M - 1], H, W] and weights [N, M <= {limit}], got {got}")
+        # Products and a sum, as autocast would round those of a matmul to 16 bits.
+        parts = weights.float()[:, :, None]
+        scale, shift = ((parts * table[:count, : x.size(1)]).sum(1) for table in self.tables())
+        return (x.float() * scale[:, :, None, None] + shift[:, :, None, None]).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{list(self.widths)}, eps={self.eps}, momentum={self.momentum}, affine={self.affine!r}"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from effkern.data import BatchFeed, Dataset
+from effkern.data import BatchFeed, Dataset, Split
 from effkern.recipes._shared import DataConfig, RunConfig
 from effkern.training import (
     Method,
@@ -46,6 +46,7 @@ class Phase:
         depends: tables of the configuration that it depends on, those of the phases before it included.
         keep_best: whether the best state on held-out images is the outcome, or the last one.
         finish: done to the method when its training is over, before the outcome is kept.
+        images: trained on; default: all training images.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Phase:
     depends: Sequence[str]
     keep_best: bool = False
     finish: Callable[[Method], None] | None = None
+    images: Split | None = None
 
 
 class Config(Protocol):
@@ -133,7 +135,8 @@ def run_recipe(
 def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain: Mapping[str, Any]) -> dict[str, Any]:
     method, recipe = phase.build(), phase.recipe
     shown = config.data
-    feed = BatchFeed(data, data.train, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
+    images = data.train if phase.images is None else phase.images
+    feed = BatchFeed(data, images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
     run = Run(folder, plain, **asdict(config.run))
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
     best = folder / "best.safetensors"

@@ -20,12 +20,21 @@ from effkern.training import load_config, load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-PHASES = {"blockdrop": ["base", "policy", "joint"], "dsnet": ["supernet"], "stochastic-depth": ["train"]}
+PHASES = {"blockdrop": ["base", "policy", "joint"], "dsnet": ["supernet", "gate"], "stochastic-depth": ["train"]}
 TINY = ["network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2,shortcut='pool'}"]
-SLIM = ["network.options={widths=[2,4],blocks=[1,1]}"]
+SLIM = ["network.name=ds_resnet", "network.options={stem=4,front=[[8,1,1]],stages=[[[4,6,8],1,2]],space=[0,1,2]}"]
 SHORT = {
     "stochastic-depth": ["train.epochs=0.2", "train.batch_size=64"],
-    "dsnet": ["supernet.train.epochs=0.2", "supernet.train.batch_size=64", "supernet.calibration=2"],
+    "dsnet": [
+        "supernet.train.epochs=0.2",
+        "supernet.train.batch_size=64",
+        "supernet.calibration=2",
+        "supernet.held_out=0",
+        "gate.seen=1.0",
+        "gate.train.epochs=0.2",
+        "gate.train.batch_size=64",
+        "gate.budget=0.9",
+    ],
     "blockdrop": [
         *(f"{phase}.train.epochs=0.2" for phase in ("base", "policy", "joint")),
         *(f"{phase}.train.batch_size=64" for phase in ("base", "policy", "joint")),
@@ -152,3 +161,50 @@ def test_torchrun_runs_the_same_command(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "result.json").read_text())["phases"]["joint"]["steps"] == 4
     assert done.stdout.count("joint: ") == 1
+
+
+def test_gates_learn_on_images_held_out_and_meet_their_budget(tmp_path):
+    change = ["supernet.held_out=0.2", "gate.seen=0.1", "gate.train.epochs=3", "gate.budget=0.85"]
+    assert cli.main(command("dsnet", tmp_path, *change)) == 0
+    phases = json.loads((tmp_path / "result.json").read_text())["phases"]
+    assert phases["supernet"]["planned"] == 3  # a fifth of 990 // 64 steps
+    assert phases["gate"]["planned"] == 15  # three times 371 // 64
+    found = phases["gate"]
+    assert found["test"]["macs_left"] == pytest.approx(0.85, rel=0.06)  # of 360 images; found on other 200
+    assert set(found["routing"]) >= {"histogram", "oracle", "static_mixture", "top1_at"} and found["budget"] == 0.85
+    assert any(name.endswith("attention.offset") for name in load_weights(tmp_path / "gate" / "final.safetensors"))
+
+
+def test_gates_go_on_from_a_supernets_file(tmp_path):
+    """As another run, with a routing space of its own."""
+    assert cli.main(command("dsnet", tmp_path / "first")) == 0
+    weights = tmp_path / "first" / "supernet" / "final.safetensors"
+    config = tmp_path / "gate.toml"
+    config.write_text(
+        "[network]\nname = 'ds_resnet'\n[gate]\nsgs = 'logits'\ntrain = { epochs = 0.2, batch_size = 64 }\n"
+    )
+    options = "network.options={stem=4,front=[[8,1,1]],stages=[[[4,6,8],1,2]],space=[0,1,2]}"
+    arguments = ["train", "dsnet", "--data", "digits", "--config", str(config), "--out", str(tmp_path / "second")]
+    settings = ["--set", options, "--set", f"network.init={weights}"]
+    assert cli.main([*arguments, *settings]) == 0
+    result = json.loads((tmp_path / "second" / "result.json").read_text())
+    assert list(result["phases"]) == ["gate"]
+    before, after = load_weights(weights), load_weights(tmp_path / "second" / "gate" / "final.safetensors")
+    changed = {name for name, tensor in before.items() if not tensor.equal(after[name])}
+    assert changed and all("attention" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["gate.budget=0.01"], "budget: must be in ["),
+        (["gate.sgs=soft"], "gate.sgs must be one of 'balanced', 'logits', 'published', 'none', got 'soft'"),
+        (["gate.space=[0, 1]"], "space must have 3 indices, got [0, 1]"),
+        (["supernet.held_out=1"], "supernet.held_out: must be in [0, 1), got 1.0"),
+        (["network.name=slimmable_cnn", "network.options={widths=[2,4],blocks=[1,1]}"], "SlimmableCNN has no gates"),
+    ],
+)
+def test_mistakes_about_gates_are_one_line(change, message, tmp_path, capsys):
+    assert cli.main(command("dsnet", tmp_path, *change)) == 1
+    said = capsys.readouterr().err
+    assert message in said and len(said.splitlines()) == 1

@@ -1,15 +1,19 @@
-"""A supernet of many widths: sandwich training, then the batch-norm statistics of every width."""
+"""A supernet of many widths: sandwich training, the batch-norm statistics of every width, then its gates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from torch import Tensor, nn
 
 from effkern.data import BatchFeed, Dataset
-from effkern.dsnet import SupernetTraining, calibrate
+from effkern.dsnet import GateTraining, SupernetTraining, calibrate, meet_budget
+from effkern.dsnet.gate_loss import Hopeless, SgsForm, Targets
+from effkern.dsnet.gating import CostForm
 from effkern.dsnet.method import Target
+from effkern.dsnet.route import routed
 from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
 from effkern.training import Method, Recipe
@@ -22,56 +26,135 @@ class SupernetConfig:
     """The supernet's training; see :class:`effkern.dsnet.SupernetTraining`.
 
     Attributes:
-        train: how.
+        train: how; None takes the network, trained and calibrated, as its ``init`` file has it.
         random: widths drawn a step between the ends.
         target: what the narrower widths learn: ``"labels"``, ``"distillation"`` or ``"bootstrapping"``.
         ensemble: whether the slimmest learns from the teacher at several widths.
         decay: of the teacher.
         calibration: batches that every width's statistics are measured on at the end.
+        held_out: share of the training images that it does not see, for gates to learn from: on images it has learned
+            the slimmest width is right too often.
     """
 
-    train: Recipe
+    train: Recipe | None = None
     random: int = 2
     target: Target = "bootstrapping"
     ensemble: bool = True
     decay: float = 0.997
     calibration: int = 100
+    held_out: float = 0.0
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """The gates' training; see :class:`effkern.dsnet.GateTraining`.
+
+    Attributes:
+        train: how.
+        space: width indices the gates choose from, if others than the network's.
+        seen: share of the training images shown beside those held out, which the supernet was trained on; None: all.
+        exact: whether offsets are set on held-out images so that they cost the budget; see
+            :func:`effkern.dsnet.meet_budget`.
+    """
+
+    train: Recipe
+    space: tuple[int, ...] = ()
+    sgs: SgsForm = "balanced"
+    targets: Targets = "ends"
+    hopeless: Hopeless = "widest"
+    task: float = 1.0
+    sgs_weight: float = 1.0
+    cost: CostForm = "relative"
+    cost_weight: float = 0.5
+    budget: float | None = None
+    exact: bool = True
+    tau: float = 1.0
+    gate_smoothing: float = 0.0
+    heads: Literal["slim", "both"] = "both"
+    seen: float | None = None
 
 
 @dataclass(frozen=True)
 class Config:
-    """A run: one phase, ``supernet``."""
+    """A run: phases ``supernet`` (if it is trained) and ``gate`` (if there is one)."""
 
     network: NetworkConfig
-    supernet: SupernetConfig
+    supernet: SupernetConfig = field(default_factory=SupernetConfig)
+    gate: GateConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
 
 def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, Tensor]]) -> Sequence[Phase]:
-    """Train, then calibrate."""
-    chosen = config.supernet
+    """Supernet, gates.
 
-    def build() -> Method:
-        model = load_network(config.network, data, chosen.train.seed)
+    Raises:
+        ValueError: if nothing is to be trained, or a share is none.
+    """
+    chosen, gating = config.supernet, config.gate
+    if chosen.train is None and gating is None:
+        raise ValueError("supernet.train, gate: at least one must be given")
+    if not 0 <= chosen.held_out < 1:
+        raise ValueError(f"supernet.held_out: must be in [0, 1), got {chosen.held_out}")
+    learned = data.train[: round(len(data.train) * (1 - chosen.held_out))]
+    seed = 0 if chosen.train is None else chosen.train.seed
+
+    def supernet() -> Method:
+        assert chosen.train is not None
+        model = load_network(config.network, data, seed)
+        smoothing = chosen.train.label_smoothing
         return SupernetTraining(
-            model,
-            _widths(model),
-            chosen.random,
-            chosen.target,
-            chosen.ensemble,
-            chosen.decay,
-            chosen.train.label_smoothing,
+            model, _widths(model), chosen.random, chosen.target, chosen.ensemble, chosen.decay, smoothing
         )
 
-    def finish(method: Method) -> None:
+    def finish_supernet(method: Method) -> None:
         # Fresh passes over training images as they are; their order is the seed's.
-        feed = BatchFeed(data, data.train, min(250, len(data.train)), chosen.train.seed)
+        feed = BatchFeed(data, learned, min(250, len(learned)), seed)
         images = (feed(step)[0] for step in range(chosen.calibration))
         model = method.result()
         calibrate(model, images, range(_widths(model)))
 
-    return [Phase("supernet", chosen.train, build, ("network", "supernet"), finish=finish)]
+    def gate() -> Method:
+        assert gating is not None
+        model = load_network(config.network, data, seed)
+        if chosen.train is not None:
+            model.load_state_dict(outcome("supernet"))
+        if gating.space:
+            for one in routed(model).gates:
+                one.space = gating.space
+        return GateTraining(
+            model,
+            data.train.images.shape[1:],
+            gating.sgs,
+            gating.targets,
+            gating.hopeless,
+            gating.task,
+            gating.sgs_weight,
+            gating.cost,
+            gating.cost_weight,
+            gating.budget,
+            gating.tau,
+            gating.train.label_smoothing,
+            gating.gate_smoothing,
+            gating.heads,
+        )
+
+    def finish_gate(method: Method) -> None:
+        assert isinstance(method, GateTraining) and gating is not None
+        if gating.budget is not None and gating.exact:
+            images = [x for x, _ in data.batches(data.val, 250)]
+            meet_budget(method.net, images, gating.budget * method.most, method.costs)
+
+    result = []
+    if chosen.train is not None:
+        before = ("network", "supernet")
+        result.append(Phase("supernet", chosen.train, supernet, before, finish=finish_supernet, images=learned))
+    if gating is not None:
+        seen = len(learned) if gating.seen is None else min(len(learned), round(len(data.train) * gating.seen))
+        shown = data.train[len(learned) - seen :]
+        depends = ("network", "supernet", "gate")
+        result.append(Phase("gate", gating.train, gate, depends, finish=finish_gate, images=shown))
+    return result
 
 
 def _widths(model: nn.Module) -> int:

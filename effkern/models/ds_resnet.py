@@ -1,0 +1,179 @@
+"""A residual supernet with gates: DS-ResNet (arXiv 2103.13258), of which no code was released."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from effkern.models._gated import Front, GatedNet, Stages, configurations, gated_stages, spaces
+from effkern.models._registry import register_model
+from effkern.nn.gate import DoubleHeadedGate
+from effkern.nn.residual import EXPANSION
+from effkern.nn.sliced import SlicedLinear
+from effkern.nn.sliced_block import SlicedConvBNAct
+
+__all__ = ["DSResNet", "SlicedBlock", "ds_resnet", "ds_resnet50"]
+
+
+class SlicedBlock(nn.Module):
+    """``relu(shortcut(x) + f(x))`` at the width of the call: basic or bottleneck.
+
+    The shortcut is a projection where stride or channels change, or where a gate stands in front, as the width does.
+
+    Args:
+        c_in: Input channels of every configuration.
+        channels: Channels inside, of every configuration; the output has four times as many in a bottleneck.
+        stride: Of the first 3x3 convolution.
+        kind: ``"basic"`` or ``"bottleneck"``.
+        space: Width indices that a gate at the input chooses from; default: there is no gate.
+    """
+
+    def __init__(
+        self,
+        c_in: Sequence[int],
+        channels: Sequence[int],
+        stride: int,
+        kind: str = "basic",
+        space: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        if kind not in EXPANSION:
+            raise ValueError(f"kind must be 'basic' or 'bottleneck', got {kind!r}")
+        c_out = [width * EXPANSION[kind] for width in channels]
+        if kind == "basic":
+            shapes = [(c_in, channels, 3, stride), (channels, c_out, 3, 1)]
+        else:
+            shapes = [(c_in, channels, 1, 1), (channels, channels, 3, stride), (channels, c_out, 1, 1)]
+        acts = ["relu"] * (len(shapes) - 1) + ["none"]
+        self.layers = nn.ModuleList(SlicedConvBNAct(*shape, act=act) for shape, act in zip(shapes, acts, strict=True))
+        projects = stride != 1 or list(c_in) != c_out or space is not None
+        self.downsample = SlicedConvBNAct(c_in, c_out, 1, stride, act="none") if projects else None
+        # 1 + tanh, zero at first: the residual path begins as if there were no attention.
+        self.attention = None if space is None else DoubleHeadedGate(c_in, space, form="tanh")
+        self.c_out = c_out
+
+    def forward(self, x: Tensor, width: int | Tensor) -> Tensor:
+        x = x if self.attention is None else self.attention(x, width)
+        return self.run(x, width)
+
+    def run(self, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
+        """The block behind its gate; ``in_width`` is that of ``x``, if it is another one."""
+        shortcut = x if self.downsample is None else self.downsample(x, width, in_width)
+        first, *rest = self.layers
+        y = first(x, width, in_width)
+        for layer in rest:
+            y = layer(y, width)
+        return F.relu(y + shortcut)
+
+
+class DSResNet(GatedNet):
+    """A residual network with stages of many widths and a gate in front of some of them.
+
+    As in DS-Net the stages in front have one width for all images, so that every width goes on from the same maps. A
+    gate stands at the input of a stage's first block, whose shortcut is a projection; its attention begins as identity.
+
+    Args:
+        num_classes: Of the classifier.
+        in_channels: Of the images.
+        kind: ``"basic"`` or ``"bottleneck"`` blocks.
+        stem: Channels of the stem, one number or (narrow, wide).
+        large: Whether the stem is that of ImageNet, 7x7 with stride 2 and a max pool, and not 3x3.
+        stem_stride: Of the 3x3 stem.
+        front: Stages that all images share: channels (as of the stem), blocks, stride.
+        stages: Stages of many widths: a list of them, blocks, stride.
+        space: Width indices a gate chooses from, or a list of them for each gate.
+        gated: Which of ``stages`` begin with a gate.
+        dropout: Before the classifier.
+
+    Shape:
+        ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        kind: str = "basic",
+        stem: int | Sequence[int] = 16,
+        large: bool = False,
+        stem_stride: int = 1,
+        front: Front = ((16, 2, 1), (32, 2, 2)),
+        stages: Stages = (((16, 32, 48, 64), 3, 2),),
+        space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
+        gated: Sequence[int] = (0,),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        every, self.num_widths = configurations([(stem, 1, 1), *front], stages)
+        routed = dict(zip(gated_stages(gated, len(front), len(stages)), spaces(space, len(gated)), strict=True))
+        (previous, _, _), *rest = every
+        kernel, stride = (7, 2) if large else (3, stem_stride)
+        self.large = large
+        self.stem = SlicedConvBNAct(in_channels, previous, kernel, stride)
+        blocks: list[SlicedBlock] = []
+        self._gated: list[int] = []
+        for i, (channels, count, stride) in enumerate(rest):
+            if i in routed:
+                self._gated.append(len(blocks))
+            for block in range(count):
+                stride, space_here = (stride, routed.get(i)) if block == 0 else (1, None)
+                blocks.append(SlicedBlock(previous, channels, stride, kind, space_here))
+                previous = blocks[-1].c_out
+        self.blocks = nn.ModuleList(blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = SlicedLinear(previous, num_classes)
+
+    @property
+    def gates(self) -> list[DoubleHeadedGate]:
+        return [cast(DoubleHeadedGate, self._block(i).attention) for i in self._gated]
+
+    def _block(self, i: int) -> SlicedBlock:
+        return cast(SlicedBlock, self.blocks[i])
+
+    def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
+        begin, end = [-1, *self._gated, len(self.blocks)][k : k + 2]
+        if k == 0:
+            x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
+            x = F.max_pool2d(x, 3, stride=2, padding=1) if self.large else x
+        else:
+            x = self._block(begin).run(x, width, in_width)
+        for block in self.blocks[begin + 1 : end]:
+            x = block(x, width)
+        return x if end < len(self.blocks) else self.classifier(self.dropout(x.mean((2, 3))), width)
+
+
+@register_model
+def ds_resnet(
+    num_classes: int = 10,
+    in_channels: int = 3,
+    kind: str = "basic",
+    stem: int | Sequence[int] = 16,
+    large: bool = False,
+    stem_stride: int = 1,
+    front: Front = ((16, 2, 1), (32, 2, 2)),
+    stages: Stages = (((16, 32, 48, 64), 3, 2),),
+    space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
+    gated: Sequence[int] = (0,),
+    dropout: float = 0.0,
+) -> DSResNet:
+    """Residual supernet of four widths for small images; see `DSResNet`."""
+    return DSResNet(num_classes, in_channels, kind, stem, large, stem_stride, front, stages, space, gated, dropout)
+
+
+@register_model
+def ds_resnet50(
+    num_classes: int = 1000,
+    in_channels: int = 3,
+    space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
+    gated: Sequence[int] = (0,),
+) -> DSResNet:
+    """ResNet-50 with its last two stages at half to whole width in steps of an eighth, and a gate in front of them."""
+    stages = (([128 + 32 * i for i in range(5)], 6, 2), ([256 + 64 * i for i in range(5)], 3, 2))
+    front = ((64, 3, 1), (128, 4, 2))
+    return DSResNet(
+        num_classes, in_channels, "bottleneck", 64, True, front=front, stages=stages, space=space, gated=gated
+    )
