@@ -9,11 +9,13 @@ If it also has ``stem(x)``, ``body(x, keep, start, stop)`` and ``head(x)``, trai
 forces on. :class:`effkern.models.resnet.ResNet` and what :func:`effkern.nn.skip_form` makes of it have all of that.
 """
 
+from effkern.blockdrop.analysis import accuracy_by_blocks, easiest_and_hardest, summary, unique_policies
+from effkern.blockdrop.baselines import best_static, first_blocks, fixed_policy, random_policy
 from effkern.blockdrop.curriculum import Curriculum
 from effkern.blockdrop.loss import entropy, leave_one_out, log_probability, policy_loss, reward
 from effkern.blockdrop.method import JointTraining, PolicyTraining
 from effkern.blockdrop.network import Backbone, BlockDropNet
-from effkern.blockdrop.policy import PolicyNet, bound, greedy, sample
+from effkern.blockdrop.policy import PolicyNet, bound, greedy, load_first_blocks, sample
 from effkern.blockdrop.train import Finetune, PolicyGradient, Usage, evaluate
 
 __all__ = [
@@ -26,13 +28,22 @@ __all__ = [
     "PolicyNet",
     "PolicyTraining",
     "Usage",
+    "accuracy_by_blocks",
+    "best_static",
     "bound",
+    "easiest_and_hardest",
     "entropy",
     "evaluate",
+    "first_blocks",
+    "fixed_policy",
     "greedy",
     "leave_one_out",
+    "load_first_blocks",
     "log_probability",
     "policy_loss",
+    "random_policy",
     "reward",
     "sample",
+    "summary",
+    "unique_policies",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,8 @@ class PolicyNet(nn.Module):
         widths: channels of each stage.
         stem_stride: of the first convolution.
         pool: the image is average-pooled by this first; 2 for ImageNet.
+        large: a stem of 7x7 with stride 2 and a max pool, and projection shortcuts, as networks for ImageNet have; with
+            widths 64, 128, 256, 512 this is the ResNet-10 of the ImageNet experiments, see :func:`load_first_blocks`.
         init: first value of every logit's bias; positive starts near the backbone that runs everything.
     """
 
@@ -71,16 +73,18 @@ class PolicyNet(nn.Module):
         stem_stride: int = 1,
         pool: int = 1,
         init: float = 0.0,
+        large: bool = False,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
-        self.num_blocks, self.pool = num_blocks, pool
-        self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
+        self.num_blocks, self.pool, self.large = num_blocks, pool, large
+        kernel, stem_stride = (7, 2) if large else (3, stem_stride)
+        self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stem_stride, padding=kernel // 2, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         blocks, channels = [], widths[0]
         for i, width in enumerate(widths):
-            shortcut = "pool" if width >= channels else "conv"
+            shortcut = "conv" if large or width < channels else "pool"
             blocks.append(ResidualBlock(channels, width, 2 if i else 1, "basic", shortcut))
             channels = width
         self.blocks = ResidualStage(*blocks)
@@ -90,5 +94,29 @@ class PolicyNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, K]`` of images ``[N, C, H, W]``."""
         x = F.avg_pool2d(x, self.pool) if self.pool > 1 else x
-        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
-        return self.linear(x.mean((2, 3)))
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(x, 3, stride=2, padding=1) if self.large else x
+        return self.linear(self.blocks(x).mean((2, 3)))
+
+
+def load_first_blocks(policy: PolicyNet, weights: Mapping[str, Tensor]) -> None:
+    """Begin with the stem and the first block of each stage of a trained network, as published from a ResNet-18.
+
+    Args:
+        policy: With ``large=True``; its last layer stays as it is.
+        weights: State dict of a residual network with basic blocks, in torchvision's names.
+
+    Raises:
+        ValueError: if a tensor is missing or has another shape; the policy is left as it was.
+    """
+    wanted = {name: tensor for name, tensor in policy.state_dict().items() if not name.startswith("linear.")}
+    found = {}
+    for name, tensor in wanted.items():
+        room, _, rest = name.partition(".")
+        stage, _, part = rest.partition(".")
+        source = f"layer{int(stage) + 1}.0.{part}" if room == "blocks" else name
+        if source not in weights or weights[source].shape != tensor.shape:
+            got = list(weights[source].shape) if source in weights else "nothing"
+            raise ValueError(f"weights: {source} must be {list(tensor.shape)}, got {got}")
+        found[name] = weights[source]
+    policy.load_state_dict(found, strict=False)

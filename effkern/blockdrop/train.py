@@ -198,6 +198,7 @@ class Usage:
         by_class: ``[classes]``, mean number of blocks for the images of each label; NaN for a label not seen.
         keep: ``[N, K]`` bool, every decision.
         correct: ``[N]`` bool, whether the answer was right.
+        labels: ``[N]``, what it should have been.
     """
 
     top1: float
@@ -207,6 +208,7 @@ class Usage:
     by_class: list[float]
     keep: Tensor = field(repr=False)
     correct: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.bool), repr=False)
+    labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), repr=False)
 
 
 @torch.no_grad()
@@ -251,4 +253,5 @@ def evaluate(
         by_class=[float(used[label == c].mean()) for c in range(int(label.max()) + 1)],
         keep=keep,
         correct=correct,
+        labels=label,
     )

@@ -4,7 +4,7 @@ computed."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from effkern.blockdrop import (
     PolicyNet,
     Usage,
     evaluate,
+    first_blocks,
+    fixed_policy,
+    random_policy,
 )
 from effkern.models.resnet import ResNet
 from effkern.nn import draw_keep, skip_form
@@ -156,21 +159,12 @@ def static_policies(ctx: DemoContext, backbone: nn.Module, used: Usage) -> dict[
     """
     total, generator = used.keep.shape[1], ctx.generator(34)
 
-    def at_random(x: Tensor) -> Tensor:
-        low = int(used.blocks)
-        counts = low + (torch.rand(len(x), 1, generator=generator) < used.blocks - low).long()
-        ranks = torch.rand(len(x), total, generator=generator).argsort(1).argsort(1)
-        return ranks < counts
-
-    def always(blocks: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        row = torch.zeros(total, dtype=torch.bool)
-        row[list(blocks)] = True
-        return lambda x: row.expand(len(x), -1)
-
-    count = min(total, -int(-used.blocks // 1))  # rounded up, in favour of the fixed choice
-    popular = sorted(range(total), key=lambda k: -used.by_block[k])[:count]
+    at_random = random_policy(total, used.blocks, generator)
+    first = first_blocks(total, used.blocks)  # rounded up, in favour of the fixed choice
+    popular = torch.zeros_like(first)
+    popular[torch.tensor(used.by_block).argsort(descending=True, stable=True)[: int(first.sum())]] = True
     fixed = max(
-        (always(popular), always(range(count))),
+        (fixed_policy(popular), fixed_policy(first)),
         key=lambda decide: evaluate(backbone, decide, ctx.batches("val", 250)).top1,
     )
     result = {}

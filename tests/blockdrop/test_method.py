@@ -126,3 +126,30 @@ def test_reward_of_an_evaluation_by_hand():
     # right with one of two blocks; wrong; wrong; right with none
     assert metrics["reward"] == pytest.approx((0.75 - 3 - 3 + 1) / 4)
     assert (metrics["top1"], metrics["blocks"], metrics["patterns"]) == (50.0, 0.5, 2)
+
+
+def test_passes_without_gradient_run_the_skip_ops(monkeypatch):
+    """Of phase A all of them, with what is forced on once; of phase B the baseline's."""
+    import effkern.nn.skip as skip
+
+    rows = []
+    for name in ("skip_stage", "skip_basic_block"):
+        real = getattr(skip, name)
+        monkeypatch.setattr(
+            skip,
+            name,
+            lambda x, keep, *rest, real=real, **more: (
+                rows.append((torch.is_grad_enabled(), keep.shape[1] if keep.dim() == 2 else 1)),
+                real(x, keep, *rest, **more),
+            )[1],
+        )
+    monkeypatch.setattr(skip._direct, "stage", lambda *args: None)
+    x, y = DATA.normalize(DATA.val.images[:8]), DATA.val.labels[:8]
+    phase_a = PolicyTraining(both()).train()  # one block is free
+    list(phase_a.losses(x, y, Step(0)))
+    assert not any(grad for grad, _ in rows)
+    assert sum(blocks for _, blocks in rows) == K - 1 + 2
+    rows.clear()
+    phase_b = JointTraining(both()).train()
+    list(phase_b.losses(x, y, Step(0)))
+    assert [grad for grad, _ in rows] == [False] * len(rows) and sum(blocks for _, blocks in rows) == K

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.blockdrop import (
@@ -13,11 +14,14 @@ from effkern.blockdrop import (
     entropy,
     greedy,
     leave_one_out,
+    load_first_blocks,
     log_probability,
     policy_loss,
     reward,
     sample,
 )
+from effkern.models import create_model
+from effkern.training import count_macs
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64])
@@ -211,3 +215,32 @@ def test_logit_gradient_by_hand():
     policy_loss(bound(torch.sigmoid(logits), 0.8), torch.ones(1, 3), torch.tensor([2.0])).backward()
     torch.testing.assert_close(logits.grad, -2 * 3 * s * (1 - s) / (3 * s + 1))
     assert logits.grad.abs().max().item() == pytest.approx(2 / 3)
+
+
+def test_the_large_policy_is_a_resnet10_that_begins_as_a_resnet18():
+    source = create_model("resnet18", in_channels=3, num_classes=4)
+    policy = PolicyNet(33, 3, (64, 128, 256, 512), pool=2, large=True)
+    before = policy.linear.weight.clone()
+    load_first_blocks(policy, source.state_dict())
+    assert torch.equal(policy.blocks[2].downsample[0].weight, source.layer3[0].downsample[0].weight)
+    assert torch.equal(policy.linear.weight, before)
+    # Nothing but these parts, at half the size: what ResNet-18 computes with its second blocks left out.
+    source.eval(), policy.eval()
+    x = torch.randn(2, 3, 64, 64)
+    keep = torch.tensor([[1, 0] * 4]).expand(2, 8)
+    with torch.no_grad():
+        features = source.body(source.stem(F.avg_pool2d(x, 2)), keep).mean((2, 3))
+        torch.testing.assert_close(policy(x), policy.linear(features))
+    # 2.7 % of ResNet-101's 7.80 G are stated with a last map of 3x3; padded convolutions make it 4x4.
+    macs = count_macs(policy, torch.zeros(1, 3, 224, 224))
+    assert 0.027 < macs / 7.80e9 < 0.031
+
+
+def test_weights_of_another_network_are_refused_by_name():
+    policy = PolicyNet(3, 3, (4, 8), large=True)
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r"weights: conv1.weight must be \[4, 3, 7, 7\], got \[64, 3, 7, 7\]"):
+        load_first_blocks(policy, create_model("resnet18").state_dict())
+    with pytest.raises(ValueError, match=r"weights: conv1.weight must be .* got nothing"):
+        load_first_blocks(policy, {})
+    assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())

@@ -113,7 +113,7 @@ def test_what_is_not_there_is_listed(tmp_path, capsys):
         (["train", "blockdorp", "--data", "digits"], "'blockdorp': must be one of blockdrop"),
         (
             ["train", "blockdrop", "--data", "digits", "--config", "x"],
-            "config: must be one of paper, published, small or",
+            "config: must be one of imagenet, paper, published, small or",
         ),
         (["train", "blockdrop", "--data", "mnist"], "data: must be fashion-mnist, digits or cifar10:PATH, got 'mnist'"),
     ):
@@ -208,3 +208,23 @@ def test_mistakes_about_gates_are_one_line(change, message, tmp_path, capsys):
     assert cli.main(command("dsnet", tmp_path, *change)) == 1
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
+
+
+def test_large_networks_with_a_large_policy_run_the_same_recipe(tmp_path):
+    """As imagenet.toml, in small: a bottleneck network, a policy that begins with trained blocks."""
+    from effkern.models import create_model
+    from effkern.training import save_weights
+
+    first = create_model("resnet18", in_channels=1, widths=[4, 4, 8, 8], blocks=[1, 1, 1, 1])
+    save_weights(tmp_path / "first.safetensors", first.state_dict())
+    change = [
+        "network.name=resnet50",
+        "network.options={widths=[2, 2, 4, 4], blocks=[1, 1, 1, 1]}",
+        "policy.widths=[4, 4, 8, 8]",
+        "policy.large=true",
+        f"policy.weights={tmp_path / 'first.safetensors'}",
+    ]
+    settings = [word for setting in [*SHORT["blockdrop"], *change] for word in ("--set", setting)]
+    arguments = ["train", "blockdrop", "--data", "digits", "--out", str(tmp_path / "run"), *settings]
+    assert cli.main([*arguments, "--set", "base.survival=1"]) == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["phases"]["joint"]["steps"] == 4

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining
+from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining, load_first_blocks
 from effkern.blockdrop.loss import EntropyForm
 from effkern.blockdrop.train import BnStats
 from effkern.data import Dataset
 from effkern.models.resnet import ResNet
 from effkern.nn import skip_form
 from effkern.recipes._runner import Phase
-from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
+from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network, read_weights
 from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
 from effkern.training import Method, Recipe, Supervised
@@ -42,13 +43,20 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The policy network and phase A; see :class:`effkern.blockdrop.PolicyTraining`."""
+    """The policy network and phase A; see :class:`effkern.blockdrop.PolicyNet` and
+    :class:`effkern.blockdrop.PolicyTraining`.
+
+    Attributes:
+        weights: file of a trained residual network whose stem and first blocks a ``large`` policy begins with.
+    """
 
     train: Recipe
     widths: tuple[int, ...] = (16, 32, 64)
     stem_stride: int = 1
     pool: int = 1
     init: float = 0.0
+    large: bool = False
+    weights: str = ""
     gamma: float = 1.0
     a: float = 0.8
     beta: float = 0.1
@@ -110,7 +118,11 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         network, chosen = backbone(), config.policy
         torch.manual_seed(chosen.train.seed + 1)
         channels = data.train.images.shape[1]
-        policy = PolicyNet(_blocks(network), channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init)
+        policy = PolicyNet(
+            _blocks(network), channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
+        )
+        if chosen.weights:
+            load_first_blocks(policy, read_weights(Path(chosen.weights)))
         return BlockDropNet(network, policy.to(memory_format=torch.channels_last))
 
     def cost(network: nn.Module, kind: str) -> Tensor | None:

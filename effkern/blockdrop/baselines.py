@@ -1,0 +1,96 @@
+"""Decisions that do not look at the image, as many blocks given: what a learned policy has to beat.
+
+All of them are functions from images to ``[N, K]`` decisions, as :func:`effkern.blockdrop.evaluate` takes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from effkern.blockdrop.train import evaluate
+
+__all__ = ["best_static", "first_blocks", "fixed_policy", "random_policy"]
+
+Decide = Callable[[Tensor], Tensor]
+
+
+def random_policy(num_blocks: int, blocks: float, generator: torch.Generator | None = None) -> Decide:
+    """Every image draws its own blocks: the whole number below or above ``blocks``, so that the mean is that.
+
+    Raises:
+        ValueError: if ``blocks`` is outside [0, num_blocks].
+    """
+    _check(num_blocks, blocks)
+    low = int(blocks)
+
+    def decide(x: Tensor) -> Tensor:
+        counts = low + (torch.rand(len(x), 1, generator=generator) < blocks - low).long()
+        ranks = torch.rand(len(x), num_blocks, generator=generator).argsort(1).argsort(1)
+        return (ranks < counts).to(x.device)
+
+    return decide
+
+
+def fixed_policy(keep: Tensor) -> Decide:
+    """The same decision ``keep`` ``[K]`` for every image."""
+    row = keep.bool()
+    return lambda x: row.to(x.device).expand(len(x), -1)
+
+
+def first_blocks(num_blocks: int, blocks: float) -> Tensor:
+    """``[K]`` bool, the first ``blocks`` on, rounded up in favour of the baseline.
+
+    Raises:
+        ValueError: if ``blocks`` is outside [0, num_blocks].
+    """
+    _check(num_blocks, blocks)
+    return torch.arange(num_blocks) < blocks
+
+
+def best_static(
+    backbone: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    blocks: float,
+    others: Sequence[Tensor] = (),
+) -> Tensor:
+    """The best of the fixed decisions with ``blocks`` blocks (rounded up) that could be found, ``[K]`` bool.
+
+    From all blocks on, the one whose loss costs the least accuracy is dropped, again and again; the result is held
+    against ``others`` of as many blocks. At most K^2 / 2 passes over the images, each the cheaper the fewer blocks run.
+
+    Args:
+        backbone: See :class:`effkern.blockdrop.Backbone`; of the networks compared, the one that skips.
+        batches: ``(x, labels)`` to choose by; not those the result is reported on.
+        blocks: The budget.
+        others: Decisions ``[K]`` to consider besides, as those of a policy's most used blocks.
+
+    Raises:
+        ValueError: if ``blocks`` is outside [0, K], or another decision exceeds it.
+    """
+    shown = list(batches)
+    total = int(backbone.num_blocks)  # type: ignore[arg-type]
+    _check(total, blocks)
+    budget = -int(-blocks // 1)
+    if any(int(other.sum()) > budget for other in others):
+        raise ValueError(f"others: must have at most {budget} blocks, got {[int(other.sum()) for other in others]}")
+
+    def top1(keep: Tensor) -> float:
+        return evaluate(backbone, fixed_policy(keep), shown).top1
+
+    keep = torch.ones(total, dtype=torch.bool)
+    while int(keep.sum()) > budget:
+        trials = []
+        for k in keep.nonzero().flatten().tolist():
+            trial = keep.clone()
+            trial[k] = False
+            trials.append(trial)
+        keep = max(trials, key=top1)
+    return max([keep, first_blocks(total, blocks), *others], key=top1)
+
+
+def _check(num_blocks: int, blocks: float) -> None:
+    if not 0 <= blocks <= num_blocks:
+        raise ValueError(f"blocks: must be in [0, {num_blocks}], got {blocks}")
