@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 OTHER_TORCH ?= torch==2.14.1
 EFFKERN_CUDA ?= auto
 VENV ?= .venv
+# CIFAR-10 as docs/training.md describes it, and a trained ResNet-32 to fine-tune on it, for `make experiments`.
+CIFAR10 ?= data/cifar10.npz
+WEIGHTS ?=
 # The first interpreter that really runs (a version manager's shim may exist and only print an error) and has venv.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do \
     $$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
@@ -16,7 +19,7 @@ NATIVE := $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
 export EFFKERN_CUDA
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-gpu-proof bench lint format clean test-other-torch FORCE
+.PHONY: help demo experiments test test-fast test-gpu-proof bench lint format clean test-other-torch FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -25,6 +28,11 @@ help: ## list the targets
 
 demo: $(VENV)/.built ## train on real images, run all four ops, write runs/demo/report.html
 	$(BIN)/effkern demo $(DEMO_ARGS)
+
+experiments: $(VENV)/.tested ## train and measure what docs/experiments shows (a night; goes on after a stop)
+	$(BIN)/python -m experiments.stochastic_depth $(EXPERIMENT_ARGS)
+	$(BIN)/python -m experiments.dsnet $(EXPERIMENT_ARGS)
+	$(BIN)/python -m experiments.blockdrop --data 'cifar10:$(CIFAR10)' --weights '$(WEIGHTS)' $(EXPERIMENT_ARGS)
 
 test: $(VENV)/.tested ## build, then all tests of Python and C++
 	$(BIN)/python -m pytest -q $(TEST_ARGS)

@@ -1,0 +1,449 @@
+"""BlockDrop on CIFAR-10: fewer blocks, the baselines they are held against, and the time that is left."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from effkern.blockdrop import (
+    BlockDropNet,
+    JointTraining,
+    PolicyNet,
+    PolicyTraining,
+    Usage,
+    best_static,
+    easiest_and_hardest,
+    evaluate,
+    first_blocks,
+    fixed_policy,
+    random_policy,
+    summary,
+)
+from effkern.demo.measuring import eager_forms
+from effkern.inference import optimize
+from effkern.models import create_model
+from effkern.models.resnet import ResNet
+from effkern.nn import skip_form
+from effkern.recipes.blockdrop import Config
+from effkern.report.plots import block_usage, curves, who_used_what
+from effkern.training import Step, Timing, count_macs, load_config, load_weights, measure
+from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
+
+GAMMAS = (2.0, 5.0, 10.0, 20.0)
+CHOSEN = 5.0
+BATCHES = (1, 8, 64, 256)
+LARGE_BATCHES = (1, 8, 32)
+SEEDS = (0, 1, 2)
+COURSES = {
+    "curriculum": ["policy.curriculum=true"],
+    "all blocks from the start": ["policy.curriculum=false"],
+    "curriculum, published entropy": ["policy.curriculum=true", "policy.entropy_form=published"],
+}
+TINY = "network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2}"
+QUICK = [
+    TINY,
+    "policy.widths=[4]",
+    *(f"{phase}.train.{x}" for phase in ("base", "policy", "joint") for x in ("epochs=0.2", "batch_size=64")),
+]
+
+
+def pieces(quick: bool) -> list[Piece]:
+    """Trainings, then analysis, then times."""
+    add = QUICK if quick else []
+    gammas, seeds, batches = (GAMMAS[:2], SEEDS[:1], (1, 8)) if quick else (GAMMAS, SEEDS, BATCHES)
+    dense = [TINY, "train.epochs=0.2", "train.batch_size=64"] if quick else []
+    result = [Piece("dense", dense, partial(train_dense, settings=dense))]
+    order = sorted(gammas, key=lambda gamma: gamma != CHOSEN)  # the chosen one trains base and policy for all
+    for gamma in order:
+        settings = [*add, f"joint.gamma={gamma}"]
+        result.append(Piece(f"gamma {gamma:g}", settings, partial(train_gamma, gamma=gamma, settings=settings)))
+    result.append(Piece("analysis", add, partial(analyse, settings=add)))
+    for (name, course), seed in itertools.product(COURSES.items(), seeds):
+        settings = [*course, *(f"{phase}.train.seed={seed}" for phase in ("base", "policy", "joint")), *add]
+        make = partial(train_course, name=name, seed=seed, settings=settings)
+        result.append(Piece(f"K = 45, {name}, seed {seed}", settings, make))
+    seconds = 0.2 if quick else 40.0
+    result.append(Piece("time", [add, batches], partial(times, settings=add, batches=batches, seconds=seconds)))
+    result.append(Piece("step time", add, partial(step_times, settings=add, seconds=seconds)))
+    large = (1,) if quick else LARGE_BATCHES
+    result.append(Piece("resnet101", large, partial(large_times, batches=large, seconds=seconds)))
+    return result
+
+
+# --- trainings ---
+
+
+def train_dense(context: Context, before: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The network with every block, fine-tuned on these images."""
+    init = [f"network.init={context.weights}"] if context.weights else []
+    phase = context.train("dense", "stochastic-depth", "dense", [*settings, *init])["phases"]["train"]
+    return {"top1": phase["test"]["top1"], "seconds": phase["seconds"], "began_with": Path(context.weights).name}
+
+
+def with_dense(context: Context, settings: Sequence[str]) -> list[str]:
+    """Settings of a run that begins with the dense network."""
+    return [*settings, f"network.init={context.runs / 'dense' / 'train' / 'final.safetensors'}"]
+
+
+def train_gamma(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
+    """Base, policy and both together for one penalty; those of the chosen one serve the others."""
+    key, after = f"gamma-{gamma:g}", f"gamma-{CHOSEN:g}"
+    shared = [] if key == after else ["base", "policy"]
+    found = context.train(key, "blockdrop", "config", with_dense(context, settings), after, shared)["phases"]
+    return {name: {"seconds": phase["seconds"], **phase["test"]} for name, phase in found.items()}
+
+
+def train_course(
+    context: Context, before: Mapping[str, Any], name: str, seed: int, settings: list[str]
+) -> dict[str, Any]:
+    """The policy alone over 45 blocks, with and without curriculum, on one base a seed."""
+    key, after = f"k45-{name.replace(', ', '-').replace(' ', '_')}-{seed}", f"k45-curriculum-{seed}"
+    shared = [] if key == after else ["base"]
+    found = context.train(key, "blockdrop", "curriculum", settings, after, shared)["phases"]
+    log = (context.runs / key / "policy" / "eval.csv").read_text().splitlines()
+    heads, rows = log[0].split(","), [line.split(",") for line in log[1:]]
+    wanted = [heads.index(head) for head in ("step", "top1", "blocks", "patterns")]
+    return {
+        "base": found["base"]["test"]["top1"],
+        "policy": found["policy"]["test"],
+        "course": [[float(row[i]) for i in wanted] for row in rows],
+    }
+
+
+# --- networks as trained ---
+
+
+def load(context: Context, gamma: float, settings: Sequence[str]) -> tuple[BlockDropNet, ResNet]:
+    """The trained network in its skipping form, and the dense one."""
+    config = load_config(Config, context.config("config"), list(settings))
+    shape = {"in_channels": context.data.train.images.shape[1], "num_classes": len(context.data.classes)}
+    dense = cast(ResNet, create_model(config.network.name, **shape, **config.network.options))
+    dense.load_state_dict(load_weights(context.runs / "dense" / "train" / "final.safetensors"))
+    backbone = create_model(config.network.name, **shape, **config.network.options)
+    chosen, channels = config.policy, context.data.train.images.shape[1]
+    policy = PolicyNet(
+        dense.num_blocks, channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
+    )
+    net = BlockDropNet(skip_form(backbone), skip_form(policy))
+    net.load_state_dict(load_weights(context.runs / f"gamma-{gamma:g}" / "joint" / "final.safetensors"))
+    return net.to(memory_format=torch.channels_last), dense.to(memory_format=torch.channels_last).eval()  # type: ignore[return-value]
+
+
+def usage_of(net: BlockDropNet, context: Context, split: str = "test") -> Usage:
+    """The learned policy on a split."""
+    return evaluate(net.backbone, net.policy, context.data.batches(getattr(context.data, split), 250))
+
+
+def macs_of(net: BlockDropNet, dense: ResNet, usage: Usage, size: Sequence[int]) -> dict[str, float]:
+    """Multiply-adds of an image: dense, of what ran, of the policy, and the shares."""
+    always, each = dense.block_macs(size)
+    every = float(always + sum(each))
+    run = always + sum(share * macs for share, macs in zip(usage.by_block, each, strict=True))
+    policy = count_macs(net.policy, torch.zeros(1, *size))
+    return {
+        "dense": every,
+        "run": run,
+        "policy": policy,
+        "left": (run + policy) / every,
+        "left_without_policy": run / every,
+    }
+
+
+# --- analysis ---
+
+
+def analyse(context: Context, before: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """The chosen policy against decisions that do not look at the image, on its own network and on its base."""
+    net, dense = load(context, CHOSEN, settings)
+    usage = usage_of(net, context)
+    base = skip_form(dense).to(memory_format=torch.channels_last)
+    trained = load_weights(context.runs / f"gamma-{CHOSEN:g}" / "policy" / "final.safetensors")
+    base.load_state_dict({n.removeprefix("backbone."): t for n, t in trained.items() if n.startswith("backbone.")})
+    held_out = list(context.data.batches(context.data.val[:1000], 250))
+    popular = torch.zeros(dense.num_blocks, dtype=torch.bool)
+    popular[torch.tensor(usage.by_block).argsort(descending=True, stable=True)[: -int(-usage.blocks // 1)]] = True
+    rows = []
+    for where, network in (("the policy's network", net.backbone), ("its base", base)):
+        static = best_static(network, held_out, usage.blocks, [popular])
+        rules: dict[str, Callable[[Tensor], Tensor]] = {
+            "random": random_policy(dense.num_blocks, usage.blocks, torch.Generator().manual_seed(0)),
+            "first blocks": fixed_policy(first_blocks(dense.num_blocks, usage.blocks)),
+            "best static": fixed_policy(static),
+            "all blocks": fixed_policy(torch.ones(dense.num_blocks, dtype=torch.bool)),
+        }
+        for name, rule in rules.items():
+            found = evaluate(network, rule, context.data.batches(context.data.test, 250))
+            rows.append({"rule": name, "network": where, "top1": found.top1, "blocks": found.blocks})
+    easy, hard = easiest_and_hardest(usage, 6)
+    shown = torch.cat([easy, hard.flip(0)])
+    x = context.data.normalize(context.data.test[shown].images)
+    with torch.inference_mode():
+        predicted = net(x).argmax(1).tolist()
+    plot = who_used_what(
+        [
+            {"index": i, "predicted": p, "keep": usage.keep[n].int().tolist()}
+            for i, (n, p) in enumerate(zip(shown.tolist(), predicted, strict=True))
+        ],
+        context.data.test[shown].images,
+        context.data.test[shown].labels,
+        context.data.classes,
+    )
+    context.out.mkdir(parents=True, exist_ok=True)
+    (context.out / "easy_and_hard.png").write_bytes(plot)  # shows images, which the result file does not hold
+    return {
+        **summary(usage, context.data.classes),
+        "of_blocks": dense.num_blocks,
+        "macs": macs_of(net, dense, usage, context.data.train.images.shape[1:]),
+        "baselines": rows,
+    }
+
+
+# --- times ---
+
+
+def times(
+    context: Context, before: Mapping[str, Any], settings: list[str], batches: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """Milliseconds an image, all interleaved: the policy's network (policy included), dense effkern, dense PyTorch."""
+    net, dense = load(context, CHOSEN, settings)
+    images = context.data.normalize(context.data.test.images)
+    eager = eager_forms(dense, fold=True)
+    skipping = frozen(skip_form(dense).to(memory_format=torch.channels_last))
+    nets: dict[str, Any] = {"blockdrop": frozen(net), "dense, skip ops": skipping, "dense, optimized": optimize(dense)}
+    nets |= {f"PyTorch, {name}": form for name, form in eager.items()}
+    masked = BlockDropNet(dense, PolicyNet(dense.num_blocks))
+    masked.policy = net.policy
+    nets["masked"] = masked.eval()
+    rows = []
+    for size in batches:
+        parts = batches_of(images, size)
+        found = measure({name: Cycle(one, parts) for name, one in nets.items()}, seconds=seconds)
+        rows.append({"batch": size, **_left({name: time.per(size) for name, time in found.items()})})
+    return rows
+
+
+def _left(found: Mapping[str, Timing]) -> dict[str, Any]:
+    """Times and their ratios to the faster dense form of each side."""
+    own = found["blockdrop"].median_ms
+    dense = min(time.median_ms for name, time in found.items() if name.startswith("dense"))
+    torch_ms = min(time.median_ms for name, time in found.items() if name.startswith("PyTorch"))
+    return {
+        "ms": {name: time.median_ms for name, time in found.items()},
+        "time_left": own / dense,
+        "of_pytorch": own / torch_ms,
+    }
+
+
+def step_times(
+    context: Context, before: Mapping[str, Any], settings: list[str], seconds: float
+) -> list[dict[str, Any]]:
+    """A step of each phase with the skip ops in its passes without gradient, and with every block computed."""
+    data = context.data
+    size = 64 if context.quick else 256
+    x, y = data.normalize(data.train.images[:size]), data.train.labels[:size]
+    functions: dict[str, Callable[[], None]] = {}
+    for name in ("skip ops", "every block"):
+        net, dense = load(context, CHOSEN, settings)
+        if name == "every block":
+            dense.load_state_dict(net.backbone.state_dict())
+            net = BlockDropNet(dense, net.policy)
+        phase_a = PolicyTraining(net, curriculum=False).train()
+        functions[f"policy alone, {name}"] = partial(_method_step, phase_a, x, y)
+        other, dense = load(context, CHOSEN, settings)
+        if name == "every block":
+            dense.load_state_dict(other.backbone.state_dict())
+            other = BlockDropNet(dense, other.policy)
+        statistics = "active" if name == "skip ops" else "all"
+        phase_b = JointTraining(other, CHOSEN, bn_stats=statistics).train()  # type: ignore[arg-type]
+        functions[f"both, {name}"] = partial(_method_step, phase_b, x, y)
+    found = measure(functions, seconds=seconds)
+    return [{"step": name, "ms": time.median_ms} for name, time in found.items()]
+
+
+def _method_step(method: Any, x: Tensor, y: Tensor) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        method.zero_grad()
+        for loss in method.losses(x, y, Step(0)):
+            loss.backward()
+
+
+def large_times(
+    context: Context, before: Mapping[str, Any], batches: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """ResNet-101 with random weights: time left against multiply-adds left at several usages, policy included."""
+    options: dict[str, Any] = {"widths": (4, 4, 8, 8), "blocks": (1, 1, 2, 1)} if context.quick else {}
+    dense = cast(ResNet, create_model("resnet101", **options)).to(memory_format=torch.channels_last).eval()
+    widths, side = ((4, 4, 8, 8), 64) if context.quick else ((64, 128, 256, 512), 224)
+    policy = skip_form(PolicyNet(dense.num_blocks, 3, widths, pool=2, large=True)).to(memory_format=torch.channels_last)
+    skipping, policy = frozen(skip_form(dense).to(memory_format=torch.channels_last)), frozen(policy)
+    always, each = dense.block_macs((3, side, side))
+    own = count_macs(policy, torch.zeros(1, 3, side, side))
+    rows = []
+    for size in batches:
+        x = torch.randn(size, 3, side, side).to(memory_format=torch.channels_last)
+        functions: dict[str, Callable[[], Any]] = {"dense": partial(skipping, x)}
+        for usage in (1.0, 0.75, 0.5):
+            keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
+            functions[f"usage {usage}"] = partial(_decided, policy, skipping, x, keep)
+        found = measure(functions, seconds=seconds)
+        for usage in (1.0, 0.75, 0.5):
+            keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
+            run = always + float(keep.double().mean(0) @ torch.tensor(each, dtype=torch.float64)) + own
+            left = found[f"usage {usage}"].median_ms / found["dense"].median_ms
+            rows.append({"batch": size, "usage": usage, "macs_left": run / (always + sum(each)), "time_left": left})
+    return rows
+
+
+def _decided(policy: nn.Module, backbone: nn.Module, x: Tensor, keep: Tensor) -> Tensor:
+    """The policy runs, and a decision of known usage is taken."""
+    policy(x)
+    return backbone(x, keep)
+
+
+# --- page ---
+
+
+def headline(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What the issue's readers look for first."""
+    result: dict[str, Any] = {}
+    if "dense" in made:
+        result["dense"] = {"top1": made["dense"]["top1"]}
+    if "analysis" in made:
+        found = made["analysis"]
+        rows = {f"batch{row['batch']}": row["time_left"] for row in made.get("time", [])}
+        result["dense"] |= {"blocks_used": found["of_blocks"], "macs_left": 1.0, "time_left": dict.fromkeys(rows, 1.0)}
+        result["blockdrop"] = {
+            "top1": found["top1"],
+            "blocks_used": found["blocks_used"],
+            "macs_left": found["macs"]["left"],
+            "time_left": rows,
+        }
+    return result
+
+
+def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """Everything that is there yet."""
+    made = {name: piece["result"] for name, piece in results["pieces"].items()}
+    parts, plots = [], {}
+    gammas = {name.split()[1]: made[name] for name in made if name.startswith("gamma ")}
+    if "dense" in made:
+        begun = f", begun with `{made['dense']['began_with']}`" if made["dense"]["began_with"] else ""
+        parts.append(f"The dense network, fine-tuned on these images{begun}: {made['dense']['top1']:.2f} %.")
+    if gammas:
+        rows = [
+            [
+                gamma,
+                *(one["joint"][key] for key in ("top1", "blocks", "patterns")),
+                one["policy"]["top1"],
+                one["policy"]["blocks"],
+                one["base"]["top1"],
+            ]
+            for gamma, one in sorted(gammas.items(), key=lambda item: float(item[0]))
+        ]
+        heads = ["gamma", "top-1 %", "blocks", "policies", "policy alone, %", "its blocks", "base, %"]
+        parts.append("Penalty of a wrong answer in the joint phase:\n\n" + table(heads, rows))
+        points = [[row[2], row[1]] for row in rows]
+        series = {"policy": sorted(points)}
+        for rule in ("random", "first blocks", "best static"):
+            found = [
+                [b["blocks"], b["top1"]] for b in made.get("analysis", {}).get("baselines", []) if b["rule"] == rule
+            ]
+            if found:
+                series[rule] = sorted(found)
+        plots["accuracy.png"] = curves({"x": "blocks an image", "y": "top-1, %", "series": series})
+        parts.append("![accuracy against blocks](accuracy.png)")
+    if "analysis" in made:
+        found = made["analysis"]
+        parts.append(
+            f"The policy of gamma {CHOSEN:g} runs {found['blocks_used']:.2f} ± {found['blocks_deviation']:.2f} of "
+            f"{found['of_blocks']} blocks, {found['unique_policies']} different decisions on the test images, "
+            f"{100 * found['macs']['left']:.1f} % of the multiply-adds (without the policy network: "
+            f"{100 * found['macs']['left_without_policy']:.1f} %). Decisions that do not look at the image, with as "
+            "many blocks:\n\n"
+            + table(
+                ["rule", "network", "top-1 %", "blocks"],
+                [[b["rule"], b["network"], b["top1"], b["blocks"]] for b in found["baselines"]],
+            )
+        )
+        parts.append(
+            "Blocks by class:\n\n"
+            + table(["class", "blocks"], sorted(found["by_class"].items(), key=lambda item: item[1] or 0))
+        )
+        parts.append(
+            "Images by the number of blocks they run:\n\n"
+            + table(
+                ["blocks", "images", "top-1 %"],
+                [[r["blocks"], r["images"], r["top1"]] for r in found["accuracy_by_blocks"]],
+            )
+        )
+        parts.append("![blocks](blocks.png)\n\n![images with the fewest and the most blocks](easy_and_hard.png)")
+        plots["blocks.png"] = block_usage(found["by_block"])
+    if "time" in made:
+        left = made.get("analysis", {}).get("macs", {}).get("left")
+        rows = [
+            [
+                r["batch"],
+                r["ms"]["blockdrop"],
+                r["time_left"],
+                None if left is None else r["time_left"] - left,
+                r["of_pytorch"],
+                r["ms"]["masked"],
+            ]
+            for r in made["time"]
+        ]
+        heads = ["batch", "ms an image", "time left", "less MACs left", "of dense PyTorch", "masked, ms"]
+        parts.append(
+            "Time, policy included, against the faster dense form of effkern and of PyTorch:\n\n" + table(heads, rows)
+        )
+    if "step time" in made:
+        parts.append(
+            "Time of a training step:\n\n" + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
+        )
+    parts += _course_part(made, plots)
+    if "resnet101" in made:
+        rows = [
+            [r["batch"], r["usage"], r["macs_left"], r["time_left"], r["time_left"] - r["macs_left"]]
+            for r in made["resnet101"]
+        ]
+        heads = ["batch", "blocks run", "MACs left", "time left", "difference"]
+        parts.append(
+            "ResNet-101 at 224x224, random weights and decisions, ResNet-10 policy included:\n\n" + table(heads, rows)
+        )
+    return "\n\n".join(parts), plots
+
+
+def _course_part(made: Mapping[str, Any], plots: dict[str, bytes]) -> list[str]:
+    rows, series = [], {}
+    for name in COURSES:
+        found = [one for key, one in made.items() if key.startswith(f"K = 45, {name}, seed")]
+        if not found:
+            continue
+        rows.append(
+            [
+                name,
+                *(spread([one["policy"][key] for one in found]) for key in ("top1", "blocks", "patterns")),
+                spread([one["base"] for one in found]),
+            ]
+        )
+        steps = zip(*(one["course"] for one in found), strict=False)
+        series[name] = [[step[0][0], mean(row[1] for row in step)] for step in steps]
+    if not rows:
+        return []
+    plots["curriculum.png"] = curves({"x": "step", "y": "top-1 on held-out images, %", "series": series})
+    heads = ["45 blocks, policy alone", "top-1 %", "blocks", "policies", "base, %"]
+    return [table(heads, rows) + "\n\n![curriculum](curriculum.png)"]
+
+
+EXPERIMENT = Experiment(
+    "blockdrop", "BlockDrop: a policy for every image", "cifar10:data/cifar10.npz", pieces, headline, page
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))

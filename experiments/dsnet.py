@@ -1,0 +1,353 @@
+"""DS-Net: what widths learn from, what gates learn from, and the time of mixed batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from effkern.dsnet import AtWidth, Dynamic, evaluate_routing, mac_table, route_costs
+from effkern.models import create_model
+from effkern.nn import SwitchableBatchNorm2d
+from effkern.recipes.dsnet import Config
+from effkern.report.plots import curves
+from effkern.training import load_config, load_weights, measure
+from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
+
+SEEDS = (0, 1, 2)
+WIDTHS = (16, 32, 48, 64)
+LENGTHS = (2, 6, 18)
+TEACHERS = {
+    "bootstrapping": ["supernet.target=bootstrapping"],
+    "distillation": ["supernet.target=distillation"],
+    "labels": ["supernet.target=labels"],
+}
+#: What a gate learns from. Those with a budget end at it; the others where their losses leave them.
+GATES = {
+    "sgs, balanced": ["gate.sgs=balanced", "gate.task=0.0", "gate.cost=none"],
+    "sgs, balanced, with Gumbel": ["gate.sgs=balanced", "gate.task=1.0", "gate.cost=relative"],
+    "sgs, cheapest width": ["gate.sgs=balanced", "gate.targets=cheapest", "gate.task=0.0", "gate.cost=none"],
+    "sgs, plain": ["gate.sgs=logits", "gate.task=1.0", "gate.cost=relative"],
+    "sgs, published": ["gate.sgs=published", "gate.gate_smoothing=0.1", "gate.task=1.0", "gate.cost=relative"],
+    "gumbel": ["gate.sgs=none", "gate.task=1.0", "gate.cost=relative"],
+}
+CHOSEN = "sgs, balanced"
+BUDGETS = (0.3, 0.5, 0.7)
+BATCHES = (1, 8, 64)
+LARGE_BATCHES = (1, 8, 32)
+QUICK = [
+    "network.options={stem=4,front=[[8,1,1]],stages=[[[4,6,8],1,2]],space=[0,1,2]}",
+    *(f"{phase}.train.{x}" for phase in ("supernet", "gate") for x in ("epochs=0.3", "batch_size=64")),
+    "supernet.calibration=2",
+]
+
+
+def pieces(quick: bool) -> list[Piece]:
+    """Supernets, networks of one width, gates, times."""
+    add, seeds = (QUICK, SEEDS[:1]) if quick else ([], SEEDS)
+    lengths, budgets = ((0.3,), (0.9,)) if quick else (LENGTHS, BUDGETS)
+    result = []
+    for epochs, (target, form), seed in itertools.product(lengths, TEACHERS.items(), seeds):
+        settings = [*add, *form, *_length(epochs, seed)]
+        make = partial(train_supernet, key=f"{target}-{epochs:g}-{seed}", settings=settings)
+        result.append(Piece(f"supernet {target}, {epochs:g} epochs, seed {seed}", settings, make))
+    for width, seed in itertools.product((4, 6, 8) if quick else WIDTHS, seeds):
+        stage = (
+            f"stem=4,front=[[8,1,1]],stages=[[[{width}],1,2]]"
+            if quick
+            else f"stem=16,stem_stride=2,front=[[16,1,1],[32,1,2]],stages=[[[{width}],2,1]]"
+        )
+        settings = [
+            *add,
+            f"network.options={{{stage},space=[0]}}",
+            "supernet.target=labels",
+            *_length(lengths[-1], seed),
+        ]
+        make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
+        result.append(Piece(f"alone {width}, seed {seed}", settings, make))
+    after = "bootstrapping"
+    forms = {**GATES, **{f"{CHOSEN}, budget {share}": _budget(share) for share in budgets}}
+    for (name, form), seed in itertools.product(forms.items(), seeds):
+        free = [] if "budget" in name else ["gate.exact=false", "gate.budget=1.0"]
+        supernet = [*add, *TEACHERS[after], *_length(lengths[-1], seed)]
+        settings = [*supernet, *form, *free, f"gate.train.seed={seed}"]
+        make = partial(train_gate, name=name, after=f"{after}-{lengths[-1]:g}-{seed}", seed=seed, settings=settings)
+        result.append(Piece(f"gate {name}, seed {seed}", settings, make))
+    seconds = 0.2 if quick else 40.0
+    key = f"gate-{CHOSEN}, budget {budgets[-1] if quick else 0.5}-{seeds[0]}".replace(", ", "-").replace(" ", "_")
+    batches, large = ((1, 8), (1,)) if quick else (BATCHES, LARGE_BATCHES)
+    result.append(
+        Piece("time", [add, batches], partial(times, key=key, settings=add, batches=batches, seconds=seconds))
+    )
+    result.append(Piece("large networks", large, partial(large_times, batches=large, seconds=seconds)))
+    return result
+
+
+def _length(epochs: float, seed: int) -> list[str]:
+    return [f"supernet.train.epochs={epochs}", f"supernet.train.seed={seed}"]
+
+
+def _budget(share: float) -> list[str]:
+    return ["gate.sgs=balanced", "gate.task=0.0", "gate.cost=budget", f"gate.budget={share}"]
+
+
+def train_supernet(context: Context, before: Mapping[str, Any], key: str, settings: list[str]) -> dict[str, Any]:
+    """A supernet, without gates."""
+    phase = context.train(key, "dsnet", "supernet", [s for s in settings if not s.startswith("gate.")])["phases"]
+    found = phase["supernet"]
+    return {"top1_by_width": found["top1_by_width"], "seconds": found["seconds"], "slim_loss": _deviation(context, key)}
+
+
+def _deviation(context: Context, key: str) -> float | None:
+    """Standard deviation of the slimmest width's loss over the first 150 steps."""
+    lines = (context.runs / key / "supernet" / "train.csv").read_text().splitlines()
+    heads = lines[0].split(",")
+    if "loss_slimmest" not in heads:
+        return None
+    rows = [line.split(",") for line in lines[1:]]
+    values = [float(row[heads.index("loss_slimmest")]) for row in rows if int(row[0]) <= 150]
+    return float(torch.tensor(values).std()) if len(values) > 1 else None
+
+
+def train_gate(
+    context: Context, before: Mapping[str, Any], name: str, after: str, seed: int, settings: list[str]
+) -> dict[str, Any]:
+    """Gates on a supernet trained before."""
+    key = f"gate-{name}-{seed}".replace(", ", "-").replace(" ", "_")
+    found = context.train(key, "dsnet", "config", settings, after, ["supernet"])["phases"]["gate"]
+    return {**found["routing"], "budget": found["budget"], "seconds": found["seconds"]}
+
+
+def load(context: Context, key: str, settings: Sequence[str]) -> nn.Module:
+    """A network with its gates as trained."""
+    config = load_config(Config, context.config("config"), list(settings))
+    shape = {"in_channels": context.data.train.images.shape[1], "num_classes": len(context.data.classes)}
+    net = create_model(config.network.name, **shape, **config.network.options)
+    net.load_state_dict(load_weights(context.runs / key / "gate" / "final.safetensors"))
+    return net
+
+
+def times(
+    context: Context,
+    before: Mapping[str, Any],
+    key: str,
+    settings: Sequence[str],
+    batches: Sequence[int],
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Milliseconds an image: every width for all, and mixed batches with the gate, against multiply-adds."""
+    data = context.data
+    net = frozen(load(context, key, settings))
+    image = data.train.images.shape[1:]
+    costs = route_costs(net, image)
+    routing = evaluate_routing(net, data.batches(data.test, 250), costs)
+    gate = net.gates[0]  # type: ignore[index,union-attr]
+    table_of = mac_table(net, image, int(net.num_widths))  # type: ignore[arg-type]
+    nets: dict[str, nn.Module] = {f"width {i}": AtWidth(net, i) for i in gate.space}  # type: ignore[union-attr]
+    left = {f"width {i}": float(table_of[i] / table_of[gate.space[-1]]) for i in gate.space}  # type: ignore[union-attr]
+    nets["dynamic"], left["dynamic"] = Dynamic(net), routing.mean_macs / float(table_of[gate.space[-1]])  # type: ignore[union-attr,index]
+    return _linearity(nets, left, data.normalize(data.test.images), batches, seconds)
+
+
+def _linearity(
+    nets: Mapping[str, nn.Module],
+    left: Mapping[str, float],
+    images: torch.Tensor,
+    batches: Sequence[int],
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Share of time over share of multiply-adds, of the widest way."""
+    widest = list(left)[-2]
+    rows = []
+    for size in batches:
+        parts = batches_of(images, size)
+        found = measure({name: Cycle(net, parts) for name, net in nets.items()}, seconds=seconds)
+        for name, time in found.items():
+            share = time.median_ms / found[widest].median_ms
+            rows.append(
+                {
+                    "network": name,
+                    "batch": size,
+                    "ms": time.median_ms / size,
+                    "macs_left": left[name],
+                    "time_left": share,
+                }
+            )
+    return rows
+
+
+def large_times(
+    context: Context, before: Mapping[str, Any], batches: Sequence[int], seconds: float
+) -> list[dict[str, Any]]:
+    """MobileNetV1's and ResNet-50's supernets at 224x224 with random weights, choices spread evenly."""
+    rows = []
+    side = 32 if context.quick else 224
+    for name in ("ds_mobilenet", "ds_resnet50"):
+        net = create_model(name, num_classes=100)
+        images = torch.randn(64, 3, side, side)
+        _spread(net, images[:16])
+        frozen(net)
+        costs = route_costs(net, (3, side, side))
+        choice = net.route(images)[1]  # type: ignore[operator]
+        gate = net.gates[0]  # type: ignore[index,union-attr]
+        table_of = mac_table(net, (3, side, side), max(gate.space) + 1)  # type: ignore[union-attr]
+        nets: dict[str, nn.Module] = {f"width {i}": AtWidth(net, i) for i in gate.space}  # type: ignore[union-attr]
+        most = float(table_of[-1])
+        left = {f"width {i}": float(table_of[i]) / most for i in gate.space}  # type: ignore[union-attr]
+        nets["dynamic"], left["dynamic"] = Dynamic(net), float(costs[choice[:, 0]].double().mean()) / most
+        rows += [{"model": name, **row} for row in _linearity(nets, left, images, batches, seconds)]
+    return rows
+
+
+@torch.no_grad()
+def _spread(net: nn.Module, images: torch.Tensor) -> None:
+    """Statistics that keep a random network's signal alive, and a gate that answers differently from image to image."""
+    for module in net.modules():
+        if isinstance(module, SwitchableBatchNorm2d):
+            module.momentum = 1.0
+    for width in range(int(net.num_widths)):  # type: ignore[arg-type]
+        net(images, width)
+    net.eval()
+    gate = net.gates[0]  # type: ignore[index,union-attr]
+    z = gate.decide(net.segment(0, images, 0), 0)[1]  # type: ignore[operator,union-attr]
+    gate.offset.copy_(-z.mean(0))  # type: ignore[union-attr]
+
+
+# --- page ---
+
+GATES_TEXT = (
+    "Gates. The static mixture is the best way to deal widths out blindly at as many multiply-adds; the oracle knows a "
+    "width that is right:\n\n"
+)
+
+
+def _grouped(made: Mapping[str, Any], kind: str) -> dict[str, list[Any]]:
+    groups: dict[str, list[Any]] = {}
+    for name, result in made.items():
+        if name.startswith(f"{kind} "):
+            groups.setdefault(name.removeprefix(f"{kind} ").rpartition(", seed ")[0], []).append(result)
+    return groups
+
+
+def headline(made: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over the seeds."""
+    result: dict[str, Any] = {}
+    gates = _grouped(made, "gate")
+    for key, name in (("sgs", CHOSEN), ("gumbel", "gumbel"), ("published", "sgs, published")):
+        if name in gates:
+            wanted = ("top1", "gate_diversity", "macs_left", "static_mixture")
+            result[key] = {field: mean(one[field] for one in gates[name]) for field in wanted}
+    result["widths"] = [
+        {
+            "trained": name,
+            "top1_by_width": [mean(column) for column in zip(*(one["top1_by_width"] for one in group), strict=True)],
+        }
+        for kind in ("supernet", "alone")
+        for name, group in _grouped(made, kind).items()
+    ]
+    return result
+
+
+def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
+    """Everything that is there yet."""
+    made = {name: piece["result"] for name, piece in results["pieces"].items()}
+    parts, plots = [], {}
+    supernets, alone, gates = (_grouped(made, kind) for kind in ("supernet", "alone", "gate"))
+    if supernets:
+        rows = [
+            [name, *_columns(group), spread([g["slim_loss"] for g in group if g["slim_loss"] is not None])]
+            for name, group in supernets.items()
+        ]
+        count = len(rows[0]) - 2
+        heads = ["what all but the widest learn, length", *(f"width {i}" for i in range(count)), "slim loss, deviation"]
+        if alone:
+            columns = [spread([g["top1_by_width"][0] for g in group]) for group in alone.values()]
+            rows.append(["each width trained alone", *columns, "-"])
+        parts.append(
+            "Top-1 in % of every width; the deviation is that of the slimmest's loss over the first 150 steps:\n\n"
+            + table(heads, rows)
+        )
+        series: dict[str, list[list[float]]] = {}
+        for name, group in supernets.items():
+            target, epochs = name.removesuffix(" epochs").split(", ")
+            series.setdefault(target, []).append([float(epochs), mean(g["top1_by_width"][0] for g in group)])
+        plots["length.png"] = curves({"x": "epochs", "y": "top-1 of the slimmest, %", "series": series})
+        parts.append("![against the length of training](length.png)")
+    if gates:
+        gate_rows: list[list[Any]] = []
+        for name, group in gates.items():
+
+            def of(field: str, group: list[Any] = group) -> list[float]:
+                return [g[field] for g in group if g[field] is not None]
+
+            over = [g["top1"] - g["static_mixture"] for g in group]
+            asked = group[0]["budget"] if "budget" in name else None
+            gate_rows.append(
+                [
+                    name,
+                    spread(of("top1")),
+                    spread(over),
+                    spread(of("oracle")),
+                    asked,
+                    spread([100 * m for m in of("macs_left")]),
+                    spread(of("gate_diversity")),
+                    spread(of("wide_given_hard")),
+                    spread(of("wide_given_easy")),
+                ]
+            )
+        heads = [
+            "gate",
+            "top-1 %",
+            "over static mixture",
+            "oracle",
+            "MACs asked",
+            "MACs left, %",
+            "diversity, nat",
+            "wide if hard",
+            "wide if easy",
+        ]
+        parts.append(GATES_TEXT + table(heads, gate_rows))
+        best = gates.get(CHOSEN) or next(iter(gates.values()))
+        points = {
+            "one width for all": [
+                [m / best[0]["macs_at"][-1], t] for m, t in zip(best[0]["macs_at"], best[0]["top1_at"], strict=True)
+            ]
+        }
+        points |= {name: [[g["macs_left"], g["top1"]] for g in group] for name, group in gates.items()}
+        plots["gates.png"] = curves({"x": "share of multiply-adds", "y": "top-1, %", "series": points})
+        parts.append("![gates](gates.png)")
+    for name, title in (
+        ("time", "Time of the trained network"),
+        ("large networks", "Supernets at 224x224, random weights, even choices"),
+    ):
+        if name in made:
+            rows = [
+                [
+                    r.get("model", "trained"),
+                    r["network"],
+                    r["batch"],
+                    r["ms"],
+                    r["macs_left"],
+                    r["time_left"],
+                    r["time_left"] - r["macs_left"],
+                ]
+                for r in made[name]
+            ]
+            heads = ["network", "way", "batch", "ms an image", "MACs left", "time left", "difference"]
+            parts.append(f"{title}, gate included, against the widest way:\n\n" + table(heads, rows))
+    return "\n\n".join(parts), plots
+
+
+def _columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [spread(column) for column in zip(*(one["top1_by_width"] for one in group), strict=True)]
+
+
+EXPERIMENT = Experiment("dsnet", "DS-Net: a width for every image", "fashion-mnist", pieces, headline, page)
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))
