@@ -2,20 +2,24 @@
 
 Two forms of ours: ``effkern`` finds the packed weight in the memo, ``effkern_packed`` is given a handle. Residual cases
 add the block's input before the ReLU. Sizes are those of the output. ``group`` says which target a case belongs to.
+
+Fused blocks are a depthwise and the pointwise convolution behind it, some with the one in front that widens their
+input, in one call of ``rep_conv2d_chain``: against ``effkern, apart``, a call for each, and the peers.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.common import Bench, main, rounding
 from benchmarks.layer import ConvLayer
-from benchmarks.peers import conv_peers
-from effkern.ops import pack_conv_weight, rep_conv2d, rep_conv2d_packed
+from benchmarks.peers import conv_peers, module_peers
+from effkern.ops import ConvStep, pack_conv_weight, rep_conv2d, rep_conv2d_chain, rep_conv2d_packed
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,90 @@ QUICK_CONVS = (
 )
 
 
+@dataclass(frozen=True)
+class Block:
+    """A 3x3 depthwise convolution of ``channels`` and a pointwise one behind it, with ``size`` x ``size`` outputs.
+
+    With ``c_in``, a pointwise convolution in front makes the channels of these.
+    """
+
+    name: str
+    channels: int
+    c_out: int
+    size: int
+    stride: int = 1
+    c_in: int | None = None
+    last: str = "none"
+
+    def layers(self) -> list[ConvLayer]:
+        """Its convolutions with random weights."""
+
+        def layer(
+            c_in: int, c_out: int, kernel: int, groups: int = 1, stride: int = 1, act: str = "relu6"
+        ) -> ConvLayer:
+            fan_in = c_in // groups * kernel**2
+            weight = torch.randn(c_out, c_in // groups, kernel, kernel) * (2 / fan_in) ** 0.5
+            return ConvLayer(weight, torch.randn(c_out), stride, kernel // 2, groups=groups, act=act)
+
+        front = [] if self.c_in is None else [layer(self.c_in, self.channels, 1)]
+        filters = layer(self.channels, self.channels, 3, self.channels, self.stride)
+        return [*front, filters, layer(self.channels, self.c_out, 1, act=self.last)]
+
+    def macs(self, samples: int) -> int:
+        """Multiply-adds of a batch."""
+        front = (self.c_in or 0) * (self.size * self.stride) ** 2
+        return samples * self.channels * (front + (9 + self.c_out) * self.size**2)
+
+
+BLOCKS = (
+    Block("mobilenetv1_dw128_pw128", 128, 128, 56, last="relu6"),
+    Block("mobilenetv1_dw512_pw512", 512, 512, 14, last="relu6"),
+    Block("mobilenetv2_dw144_pw24", 144, 24, 56),
+    Block("mobilenetv2_dw576_pw96", 576, 96, 14),
+    Block("mobilenetv2_block_16_96_24_down", 96, 24, 56, stride=2, c_in=16),
+    Block("mobilenetv2_block_24_144_24", 144, 24, 56, c_in=24),
+)
+QUICK_BLOCKS = (Block("quick_block", 16, 8, 6, c_in=4),)
+
+
+def run_block(bench: Bench, case: Block, batch: int) -> None:
+    """Two or three convolutions in one pass."""
+    layers = case.layers()
+    size = case.size * case.stride
+    x = torch.randn(batch, case.c_in or case.channels, size, size).contiguous(memory_format=torch.channels_last)
+    handles = [pack_conv_weight(layer.weight, layer.bias, layer.groups) for layer in layers]
+    steps = [
+        ConvStep(
+            i, i, layer.weight.shape[0], (layer.weight.shape[2], layer.weight.shape[3]), layer.stride,
+            layer.padding, groups=layer.groups, act=layer.act,
+        )
+        for i, layer in enumerate(layers)
+    ]  # fmt: skip
+
+    def apart() -> Tensor:
+        y = x
+        for handle, s in zip(handles, steps, strict=True):
+            y = rep_conv2d_packed(
+                y, handle, s.out_channels, s.kernel_size, s.stride, s.padding, s.dilation, s.groups, s.act
+            )
+        return y
+
+    network = nn.Sequential(*layers)
+    bench.compare(
+        op="rep_conv2d_chain",
+        case=case.name,
+        batch=batch,
+        contenders={
+            "effkern": lambda: rep_conv2d_chain(x, handles, steps)[0],
+            "effkern, apart": apart,
+            **module_peers(bench, network, x),
+        },
+        exact=copy.deepcopy(network).double()(x.double()),
+        macs=case.macs(batch),
+        group="",
+    )
+
+
 def run_conv(bench: Bench, case: Conv, batch: int) -> None:
     """One layer at one batch size."""
     padding, size = case.kernel // 2, case.size * case.stride
@@ -144,6 +232,9 @@ def run(bench: Bench) -> None:
         for case in bench.choose(CONVS, quick=QUICK_CONVS):
             if bench.wants_case("rep_conv2d", case.name):
                 run_conv(bench, case, batch)
+        for block in bench.choose(BLOCKS, quick=QUICK_BLOCKS):
+            if bench.wants_case("rep_conv2d_chain", block.name):
+                run_block(bench, block, batch)
 
 
 if __name__ == "__main__":

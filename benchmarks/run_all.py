@@ -50,7 +50,7 @@ PLAN = (
     Family("cifar", 4.5, "ResNet-32 and ResNet-110 for CIFAR, dense"),
     Family("block_skip", 3.5, "BlockDrop: bodies and blocks over keep ratios"),
     Family("supernet", 4.0, "whole slimmable supernets: mixed widths, every width"),
-    Family("rep_conv", 5.5, "single layers"),
+    Family("rep_conv", 6.4, "single layers, and depthwise and pointwise ones in one pass"),
     Family("sliced_conv", 2.5, "single layers at a part of their width"),
     Family("pq", 3.5, "layers run from codes, and a network's memory"),
     Family("multi_branch_bn", 1.5, "batch norm of several branches, sum and ReLU, forward and backward"),

@@ -20,7 +20,7 @@ class Worker {
       : p_(p), plan_(plan), k_(kernels), rows_(kernels.gemm.rows), resident_(p.weight->scratch_floats() == 0) {
     Arena& arena = thread_arena();
     arena.reset(static_cast<size_t>(scratch_bytes(p, plan, kernels.gemm.rows)));
-    const int64_t zeros = std::max(p.c_in, plan.depth);
+    const int64_t zeros = zero_floats(p, plan);
     zero_ = arena.take<float>(zeros);
     std::memset(zero_, 0, static_cast<size_t>(zeros) * sizeof(float));
     table_ = arena.take<const float*>((plan.pixels + rows_ - 1) / rows_ * rows_ * plan.taps);
@@ -38,8 +38,12 @@ class Worker {
   void take(const Item& item) {
     if (plan_.staged) stage(p_, plan_, item, staged_);
     count_ = item.samples * item.rows * p_.y.w;
+    run_ = run_of(item);
     // Even tiles: one of a few rows would wait for the latency of its sums.
-    height_ = (count_ - 1) / ((count_ + rows_ - 1) / rows_) + 1;
+    const int64_t pixels = run_ > 0 ? run_ : count_;
+    height_ = (pixels - 1) / ((pixels + rows_ - 1) / rows_) + 1;
+    if (run_ > 0) return list_runs(item);
+    run_ = height_;
     list_pixels(item);
   }
 
@@ -73,8 +77,7 @@ class Worker {
         t.ahead = ahead + part;
         t.more = tap > 0 || k > 0;
         t.last = straight_ && k + t.k == plan_.depth && tap + t.taps == plan_.taps;
-        t.a_offset = panel.group * plan_.depth + k;
-        run_tiles(t, table_ + tap * rows_);
+        run_tiles(t, table_ + tap * rows_, panel.group * plan_.depth + k, panel.channel);
       }
     }
     if (!straight_)
@@ -95,7 +98,6 @@ class Worker {
     GemmTile t;
     t.tap_stride = plan_.joined ? plan_.depth * kPanel : p_.weight->tap_stride;
     t.panel_stride = p_.kh * p_.kw * p_.weight->tap_stride;
-    t.channel = panel.channel;
     t.cols = panel.cols;
     t.scale = scale;
     t.shift = shift;
@@ -107,16 +109,67 @@ class Worker {
   }
 
   // One part of the sums of all pixels.
-  void run_tiles(GemmTile& t, const float* const* a) {
-    for (int64_t q = 0; q < count_; q += height_, a += plan_.taps * rows_) {
-      t.rows = std::min(height_, count_ - q);
-      t.a = a;
-      t.sums = sums_ + q * kMaxCols;
-      t.y = y_ + q;
-      t.residual = p_.epilogue.residual != nullptr ? residual_ + q : nullptr;
-      k_.gemm.tile(t);
-      // The first tile fetched a panel ahead, the second fetches the one behind it.
-      t.ahead = q == 0 && t.cols > kPanel && t.ahead != t.b ? t.ahead + t.panel_stride : t.b;
+  void run_tiles(GemmTile& t, const float* const* a, int64_t a_offset, int64_t channel) {
+    const bool residual = p_.epilogue.residual != nullptr;
+    t.a = a, t.y = y_, t.residual = residual ? residual_ : nullptr;
+    for (int64_t q = 0; q < count_; q += run_) {
+      const int64_t end = std::min(run_, count_ - q);
+      for (int64_t i = 0; i < end; i += height_) {
+        t.rows = std::min(height_, end - i);
+        t.sums = sums_ + (q + i) * kMaxCols;
+        t.a_offset = a_offset + i * x_step_;
+        t.y_offset = channel + i * y_step_;
+        t.residual_offset = channel + i * residual_step_;
+        k_.gemm.tile(t);
+        // The first tile fetched a panel ahead, the second fetches the one behind it.
+        t.ahead = q + i == 0 && t.cols > kPanel && t.ahead != t.b ? t.ahead + t.panel_stride : t.b;
+      }
+      t.a += plan_.taps * rows_;
+      t.y += height_;
+      if (residual) t.residual += height_;
+    }
+  }
+
+  // Pixels of a run: one behind the other at even distances in x, y and the residual, so that the lists of its first
+  // tile serve them all. 0 if there are none such in the item.
+  int64_t run_of(const Item& item) const {
+    const Activation &x = p_.x, &y = p_.y, *residual = p_.epilogue.residual;
+    if (!plain_ || (item.samples > 1 && p_.epilogue.table_row != nullptr)) return 0;
+    const int64_t line = y.w >= 2 * rows_ - 2 ? y.w : 0;  // shorter ones would end in tiles of few rows
+    if (plan_.joined) return line;
+    if (p_.kh != 1 || p_.kw != 1 || p_.pad[0] != 0 || p_.pad[1] != 0) return 0;
+    const bool whole = p_.stride[0] == 1 && p_.stride[1] == 1 && (plan_.staged || x.sh == x.w * x.sw) &&
+                       y.sh == y.w * y.sw && (residual == nullptr || residual->sh == residual->w * residual->sw);
+    return whole && item.samples == 1 ? count_ : line;
+  }
+
+  // As list_pixels, for the first tile of every run.
+  void list_runs(const Item& item) {
+    const Activation* residual = p_.epilogue.residual;
+    straight_ = true;
+    const int64_t lines = run_ == count_ ? 1 : item.rows;
+    const int64_t columns = plan_.taps / p_.kh, left = plan_.joined ? p_.pad[1] : 0;
+    y_step_ = p_.y.sw, residual_step_ = residual != nullptr ? residual->sw : 0;
+    int64_t run = 0;
+    for (int64_t s = 0; s < item.samples; ++s) {
+      const int64_t i = item.first + s;
+      const int64_t xn = x_row(p_, i), yn = y_row(p_, i), rn = residual_row(p_, i);
+      row_[0] = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
+      const Image image = image_of(p_, plan_, item, s, staged_);
+      x_step_ = p_.stride[1] * image.pixel_pitch;
+      for (int64_t oy = item.row; oy < item.row + lines; ++oy, ++run) {
+        list_addresses(p_.y, yn * p_.y.sn + oy * p_.y.sh, height_, y_ + run * height_);
+        if (residual != nullptr)
+          list_addresses(*residual, rn * residual->sn + oy * residual->sh, height_, residual_ + run * height_);
+        for (int64_t tap = 0; tap < plan_.taps; ++tap) {
+          const int64_t iy = oy * p_.stride[0] - p_.pad[0] + tap / columns * p_.dil[0];
+          const bool inside = iy >= 0 && iy < p_.x.h;
+          const float* line =
+              inside ? image.data + (iy - image.top) * image.row_pitch - left * image.pixel_pitch : zero_;
+          const float** entry = table_ + (run * plan_.taps + tap) * rows_;
+          for (int64_t r = 0; r < height_; ++r) entry[r] = line + r * x_step_;
+        }
+      }
     }
   }
 
@@ -124,6 +177,7 @@ class Worker {
   void list_pixels(const Item& item) {
     const Activation* residual = p_.epilogue.residual;
     straight_ = plain_;
+    x_step_ = y_step_ = residual_step_ = 0;  // every tile has its lists
     int64_t q = 0;
     for (int64_t s = 0; s < item.samples; ++s) {
       const int64_t i = item.first + s;
@@ -131,8 +185,9 @@ class Worker {
       const int64_t row = p_.epilogue.table_row != nullptr ? p_.epilogue.table_row[xn] * p_.epilogue.table_stride : 0;
       const Image image = image_of(p_, plan_, item, s, staged_);
       for (int64_t oy = item.row; oy < item.row + item.rows; ++oy, q += p_.y.w) {
-        list_addresses(p_.y, yn * p_.y.sn + oy * p_.y.sh, y_ + q);
-        if (residual != nullptr) list_addresses(*residual, rn * residual->sn + oy * residual->sh, residual_ + q);
+        list_addresses(p_.y, yn * p_.y.sn + oy * p_.y.sh, p_.y.w, y_ + q);
+        if (residual != nullptr)
+          list_addresses(*residual, rn * residual->sn + oy * residual->sh, p_.y.w, residual_ + q);
         std::fill_n(row_ + q, p_.y.w, row);
         list_line(image, oy, q);
       }
@@ -142,10 +197,10 @@ class Worker {
 
   // The addresses of a line of output pixels in y or the residual; the first is `element`.
   template <class Pointer>
-  void list_addresses(const Activation& t, int64_t element, Pointer* out) const {
+  static void list_addresses(const Activation& t, int64_t element, int64_t pixels, Pointer* out) {
     char* pixel = const_cast<char*>(at(t, element));
     const int64_t step = t.sw * dtype_size(t.dtype);
-    for (int64_t ox = 0; ox < p_.y.w; ++ox) out[ox] = pixel + ox * step;
+    for (int64_t ox = 0; ox < pixels; ++ox) out[ox] = pixel + ox * step;
   }
 
   // The table's entries for one line of output pixels, of which the first is pixel q of the item.
@@ -192,10 +247,12 @@ class Worker {
   const Problem& p_;
   const Plan& plan_;
   const Kernels& k_;
-  const int64_t rows_;              // pixels of a tile at most, and the pitch of the table
-  const bool resident_;             // panels lie one after the other in a pack
-  int64_t count_ = 0, height_ = 1;  // pixels of the item, and of a tile
-  bool plain_, straight_ = false;   // y and residual are fp32, channels side by side; and one table row serves all
+  const int64_t rows_;                                   // pixels of a tile at most, and the pitch of the table
+  const bool resident_;                                  // panels lie one after the other in a pack
+  int64_t count_ = 0, height_ = 1;                       // pixels of the item, and of a tile
+  int64_t run_ = 1;                                      // pixels that one tile's lists serve
+  int64_t x_step_ = 0, y_step_ = 0, residual_step_ = 0;  // floats from one of them to the next
+  bool plain_, straight_ = false;  // y and residual are fp32, channels side by side; and one table row serves all
   float *zero_, *panel_, *staged_, *sums_;
   const float** table_;
   void** y_;

@@ -17,10 +17,10 @@ void store_sums(const GemmTile& t) {
   using Vec = typename S::Vec;
   const Vec low = Vec{} + t.low, high = Vec{} + t.high;
   for (int64_t r = 0; r < t.rows; ++r) {
-    float* y = static_cast<float*>(t.y[r]) + t.channel;
+    float* y = static_cast<float*>(t.y[r]) + t.y_offset;
     float line[kMaxCols], add[kMaxCols] = {};
     if (t.residual != nullptr) {
-      const float* residual = static_cast<const float*>(t.residual[r]) + t.channel;
+      const float* residual = static_cast<const float*>(t.residual[r]) + t.residual_offset;
       for (int64_t i = 0; i < t.cols; ++i) add[i] = residual[i];
     }
     for (int64_t v = 0; v < t.cols; v += kLanes) {
@@ -63,7 +63,6 @@ struct Sums {
       scale[v] = S::load(t.scale + kFirst + v * kLanes);
       shift[v] = S::load(t.shift + kFirst + v * kLanes);
     }
-    const int64_t channel = t.channel + kFirst;
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
@@ -73,13 +72,13 @@ struct Sums {
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v)
-          acc[r][v] += S::load(static_cast<const float*>(t.residual[r]) + channel + v * kLanes);
+          acc[r][v] += S::load(static_cast<const float*>(t.residual[r]) + t.residual_offset + kFirst + v * kLanes);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v)
-        S::save(static_cast<float*>(t.y[r]) + channel + v * kLanes, clamped(acc[r][v], low, high));
+        S::save(static_cast<float*>(t.y[r]) + t.y_offset + kFirst + v * kLanes, clamped(acc[r][v], low, high));
   }
 };
 

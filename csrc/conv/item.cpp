@@ -6,6 +6,13 @@ namespace effkern::conv {
 
 namespace {
 
+// A line of `width` pixels from kChannels planes, side by side.
+template <int kChannels>
+void weave(const float* from, int64_t plane, int64_t width, float* to) {
+  for (int64_t ix = 0; ix < width; ++ix)
+    for (int c = 0; c < kChannels; ++c) to[ix * kChannels + c] = from[c * plane + ix];
+}
+
 // A line of `width` pixels, its first at element `from` of x. Channels-last sources are read along channels, all others
 // along the line, so that one side of the copy is always contiguous.
 void copy_line(const Activation& x, int64_t from, int64_t width, int64_t channels, float* to, int64_t pitch) {
@@ -19,6 +26,8 @@ void copy_line(const Activation& x, int64_t from, int64_t width, int64_t channel
   } else if (x.sc == 1) {
     for (int64_t ix = 0; ix < width; ++ix)
       for (int64_t c = 0; c < channels; ++c) to[ix * pitch + c] = load_float(x.data, x.dtype, from + ix * x.sw + c);
+  } else if (x.dtype == DType::F32 && x.sw == 1 && channels == 3 && pitch == 3) {
+    weave<3>(static_cast<const float*>(x.data) + from, x.sc, width, to);  // an image
   } else if (x.dtype == DType::F32) {
     for (int64_t c = 0; c < channels; ++c) {
       const float* plane = static_cast<const float*>(x.data) + from + c * x.sc;

@@ -137,16 +137,21 @@ int64_t stage_floats(const Problem&, const Plan& plan) {
   return plan.staged ? plan.samples * plan.in_rows * plan.stage_width * plan.stage_pitch : 0;
 }
 
+int64_t zero_floats(const Problem& p, const Plan& plan) {
+  // Joined taps move along a staged line.
+  return std::max(p.c_in, plan.depth) + (plan.joined ? plan.stage_width * plan.stage_pitch : 0);
+}
+
 int64_t scratch_bytes(const Problem& p, const Plan& plan, int64_t tile_rows) {
   // A kernel far larger than the map (padding makes that legal) has more taps than memory could point to.
   int64_t pointers = 0;
   if (__builtin_mul_overflow(plan.taps, ceil_div(plan.pixels, tile_rows) * tile_rows, &pointers) ||
       pointers > (int64_t{1} << 58))
     throw std::bad_alloc();
-  size_t bytes = Arena::bytes(std::max(p.c_in, plan.depth), sizeof(float));  // the zero row
-  bytes += Arena::bytes(pointers, sizeof(float*));                           // indirection
-  bytes += 3 * Arena::bytes(plan.pixels, sizeof(void*));                     // lists of pixels
-  bytes += Arena::bytes(plan.pixels * kMaxCols, sizeof(float));              // sums
+  size_t bytes = Arena::bytes(zero_floats(p, plan), sizeof(float));
+  bytes += Arena::bytes(pointers, sizeof(float*));               // indirection
+  bytes += 3 * Arena::bytes(plan.pixels, sizeof(void*));         // lists of pixels
+  bytes += Arena::bytes(plan.pixels * kMaxCols, sizeof(float));  // sums
   bytes += Arena::bytes(p.weight->scratch_floats(), sizeof(float));
   bytes += Arena::bytes(stage_floats(p, plan), sizeof(float));
   return static_cast<int64_t>(bytes);

@@ -54,6 +54,9 @@ Plan make_plan(const Problem& problem, int64_t threads);
 // Floats of the staged copy of an item's input.
 int64_t stage_floats(const Problem& problem, const Plan& plan);
 
+// Floats of the zeros that taps in the padding point to.
+int64_t zero_floats(const Problem& problem, const Plan& plan);
+
 // Scratch of one thread, in bytes, for a plan of indirect GEMM.
 int64_t scratch_bytes(const Problem& problem, const Plan& plan, int64_t tile_rows);
 

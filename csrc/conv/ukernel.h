@@ -38,13 +38,14 @@ struct GemmTile {
   const float* ahead;                // weights that lie as those of a panel at b, fetched into the L2 cache meanwhile
   float* sums;                       // [rows][kMaxCols]; read if `more`, written unless `last`, overwritten in any case
   bool more, last;
-  int64_t channel, cols;  // the first output channel, and how many are stored: up to 16 a panel
+  int64_t cols;  // how many outputs are stored: up to 16 a panel
   // Read if `last`:
-  void* const* y;               // channel 0 of each row
+  void* const* y;               // of each row, `y_offset` floats before the first output
   const void* const* residual;  // the same, or null
-  const float *scale, *shift;   // [kMaxCols], of the tile's channels
-  float low, high;              // none, relu and relu6 are a clamp
-  bool curved;                  // `act` is none of those
+  int64_t y_offset, residual_offset;
+  const float *scale, *shift;  // [kMaxCols], of the tile's channels
+  float low, high;             // none, relu and relu6 are a clamp
+  bool curved;                 // `act` is none of those
   Act act;
 };
 

@@ -55,7 +55,7 @@ class Trial {
     weight_ = std::make_unique<Weight>(groups * (out + draw_wider()), in + draw_wider(), winograd ? 3 : draw(1, 3),
                                        winograd ? 3 : draw(1, 3), any_dtype());
     if (depthwise_) weight_ = std::make_unique<Weight>(groups, 1, weight_->kh, weight_->kw, weight_->dtype);
-    const int64_t n = draw(1, 4), h = draw(1, 15), w = draw(1, 9);
+    const int64_t n = draw(1, 4), h = draw(1, 15), w = draw(0, 3) == 0 ? draw(10, 40) : draw(1, 9);
     p_.c_in = groups * in;
     p_.c_out = groups * out;
     p_.groups = groups;
