@@ -178,9 +178,9 @@ void run_bands(const Problem* front, const Problem& dw, const Problem& pw, const
   }
 }
 
-void run_all(const Problem* front, const Problem& dw, const Problem& pw) {
+void run_all(const Problem* front, const Problem& dw, const Problem& pw, int64_t threads) {
   if (pw.count == 0 || pw.c_out == 0 || pw.y.h == 0 || pw.y.w == 0) return;
-  const int64_t threads = threads_of(front, pw);
+  if (threads == 0) threads = threads_of(front, pw);
   const Bands bands = bands_of(front, dw, threads);
   if (threads == 1) return run_bands(front, dw, pw, bands, 0, pw.count * bands.count);
   parallel_for(0, pw.count * bands.count, 1,
@@ -189,9 +189,9 @@ void run_all(const Problem* front, const Problem& dw, const Problem& pw) {
 
 }  // namespace
 
-bool can_fuse(const Problem& dw, const Problem& pw) {
+bool can_fuse(const Problem& dw, const Problem& pw, int64_t threads) {
   if (dw.depthwise == nullptr || !is_plain(dw.x) || !is_plain(pw.y) || dw.y.h == 0) return false;
-  const int64_t threads = threads_of(nullptr, pw);
+  if (threads == 0) threads = threads_of(nullptr, pw);
   return is_even(bands_of(nullptr, dw, threads), dw, threads);
 }
 
@@ -213,8 +213,8 @@ bool can_fuse(const Problem& front, const Problem& dw, const Problem& pw) {
          10 * (threads - 1) * shared_rows(dw) <= dw.x.h * dw.count;
 }
 
-void run_fused(const Problem& dw, const Problem& pw) { run_all(nullptr, dw, pw); }
+void run_fused(const Problem& dw, const Problem& pw, int64_t threads) { run_all(nullptr, dw, pw, threads); }
 
-void run_fused(const Problem& front, const Problem& dw, const Problem& pw) { run_all(&front, dw, pw); }
+void run_fused(const Problem& front, const Problem& dw, const Problem& pw) { run_all(&front, dw, pw, 0); }
 
 }  // namespace effkern::conv

@@ -7,12 +7,13 @@
 namespace effkern::conv {
 
 // True if the pair runs fused: channels-last fp32 in and out, and enough rows to share them evenly among the threads.
-// `depthwise.y` tells the size of the maps between and has no data; `pointwise.x` is not looked at.
-bool can_fuse(const Problem& depthwise, const Problem& pointwise);
+// `depthwise.y` tells the size of the maps between and has no data; `pointwise.x` is not looked at. `threads` as in
+// run().
+bool can_fuse(const Problem& depthwise, const Problem& pointwise, int64_t threads = 0);
 
 // Gives the bits that running one after the other gives. Both problems have the same count and lists; the rows of
 // tables are those of the depthwise problem's x.
-void run_fused(const Problem& depthwise, const Problem& pointwise);
+void run_fused(const Problem& depthwise, const Problem& pointwise, int64_t threads = 0);
 
 // The same with the convolution whose result is `depthwise.x`, which needs no data either: true where that result is
 // larger than a cache, and none of the three has lists, rows of tables or, but for the last, a residual.

@@ -9,26 +9,35 @@ inline Vec clamped(Vec value, Vec low, Vec high) {
   return value > high ? high : value;
 }
 
+// kLanes outputs of row r from output v of the tile on.
+template <int kLanes>
+inline typename Lanes<kLanes>::Vec finished(const GemmTile& t, int64_t r, int64_t v, const float* residual) {
+  using S = Lanes<kLanes>;
+  typename S::Vec value = S::load(t.sums + r * kMaxCols + v) * S::load(t.scale + v) + S::load(t.shift + v);
+  if (residual != nullptr) value += S::load(residual);
+  if (t.curved) return curve<kLanes>(value, t.act);
+  const typename S::Vec zero{};
+  return clamped(value, zero + t.low, zero + t.high);
+}
+
 // The store of sums that cannot go straight from registers to memory: part of a vector, or an activation that is a
 // curve. Rolled, so that it is compiled once.
 template <int kLanes>
 void store_sums(const GemmTile& t) {
-  using S = Lanes<kLanes>;
-  using Vec = typename S::Vec;
-  const Vec low = Vec{} + t.low, high = Vec{} + t.high;
+  constexpr int kHalf = kLanes > 8 ? 8 : kLanes;
   for (int64_t r = 0; r < t.rows; ++r) {
     float* y = static_cast<float*>(t.y[r]) + t.y_offset;
-    float line[kMaxCols], add[kMaxCols] = {};
-    if (t.residual != nullptr) {
-      const float* residual = static_cast<const float*>(t.residual[r]) + t.residual_offset;
-      for (int64_t i = 0; i < t.cols; ++i) add[i] = residual[i];
-    }
-    for (int64_t v = 0; v < t.cols; v += kLanes) {
-      Vec value = S::load(t.sums + r * kMaxCols + v) * S::load(t.scale + v) + S::load(t.shift + v);
-      if (t.residual != nullptr) value += S::load(add + v);
-      S::save(line + v, t.curved ? curve<kLanes>(value, t.act) : clamped(value, low, high));
-    }
-    for (int64_t i = 0; i < t.cols; ++i) y[i] = line[i];
+    const float* residual =
+        t.residual != nullptr ? static_cast<const float*>(t.residual[r]) + t.residual_offset : nullptr;
+    const auto added = [&](int64_t v) { return residual != nullptr ? residual + v : nullptr; };
+    int64_t v = 0;
+    for (; v + kLanes <= t.cols; v += kLanes) Lanes<kLanes>::save(y + v, finished<kLanes>(t, r, v, added(v)));
+    for (; v + kHalf <= t.cols; v += kHalf) Lanes<kHalf>::save(y + v, finished<kHalf>(t, r, v, added(v)));
+    if (v == t.cols) continue;
+    float line[kHalf], add[kHalf] = {};
+    for (int64_t i = 0; residual != nullptr && v + i < t.cols; ++i) add[i] = residual[v + i];
+    Lanes<kHalf>::save(line, finished<kHalf>(t, r, v, residual != nullptr ? add : nullptr));
+    for (int64_t i = 0; v + i < t.cols; ++i) y[v + i] = line[i];
   }
 }
 
@@ -118,7 +127,7 @@ void gemm_rows(const GemmTile& t) {
   } else {
     sums.keep(t);
     tail.keep(t);
-    if (t.last) store_sums<8>(t);
+    if (t.last) store_sums<kLanes>(t);
   }
 }
 

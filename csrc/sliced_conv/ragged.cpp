@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <numeric>
 #include <utility>
+
+#include "../common/parallel.h"
 
 namespace effkern::sliced_conv {
 namespace {
@@ -41,6 +44,7 @@ FloatTable::FloatTable(const MaybeTensor& table, int64_t columns, ScalarType oth
   EFFKERN_CHECK_TYPE(dtype == DType::F32 || table->scalar_type() == other, arg.op, ": ", arg.name,
                      " must be float32 or have x's dtype");
   rows_ = table->size(0);
+  columns_ = columns;
   EFFKERN_CHECK_VALUE(rows_ <= std::numeric_limits<int32_t>::max(), arg.op, ": ", arg.name,
                       " must have fewer than 2^31 rows, got ", rows_);
   const int64_t row = table->stride(0), column = table->stride(1);
@@ -76,6 +80,23 @@ Classes sort_classes(const std::vector<int64_t>& c_in, const std::vector<int64_t
     classes.list.back().end = i + 1;
   }
   return classes;
+}
+
+void zero_tails(const conv::Activation& y, const std::vector<int64_t>& c_out) {
+  const int64_t size = dtype_size(y.dtype), map = y.h * y.w;
+  parallel_for(0, y.n, 1 + 65536 / (y.c * map + 1), [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t tail = y.c - c_out[n];
+      char* sample = static_cast<char*>(y.data) + (n * y.sn + c_out[n] * y.sc) * size;
+      if (tail == 0) continue;
+      if (y.sc != 1 || map == 1) {  // whole planes, one after the other
+        std::memset(sample, 0, static_cast<size_t>(tail * map * size));
+      } else {
+        for (int64_t pixel = 0; pixel < map; ++pixel)
+          std::memset(sample + pixel * y.sw * size, 0, static_cast<size_t>(tail * size));
+      }
+    }
+  });
 }
 
 }  // namespace effkern::sliced_conv

@@ -17,11 +17,12 @@ class FloatTable {
   FloatTable(const MaybeTensor& table, int64_t columns, ScalarType other, Arg arg, bool finite = false);
   const float* data() const { return data_; }  // null if the tensor was not given
   int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
 
  private:
   std::vector<float> own_;
   const float* data_ = nullptr;
-  int64_t rows_ = 0;
+  int64_t rows_ = 0, columns_ = 0;
 };
 
 // Samples of one width class: order[begin] .. order[end - 1], ascending.
@@ -35,5 +36,8 @@ struct Classes {
 };
 
 Classes sort_classes(const std::vector<int64_t>& c_in, const std::vector<int64_t>& c_out);
+
+// Writes zeros to the channels of y past c_out[n] of every sample.
+void zero_tails(const conv::Activation& y, const std::vector<int64_t>& c_out);
 
 }  // namespace effkern::sliced_conv

@@ -1,32 +1,12 @@
 // Ragged sliced convolution on the CPU: samples sorted into width classes, the weight packed once for the widest of
 // them, the engine called once a class with a row list. No activation is gathered or copied.
 #include <algorithm>
-#include <cstring>
 
-#include "../common/parallel.h"
 #include "ragged.h"
 #include "slice.h"
 
 namespace effkern::sliced_conv {
 namespace {
-
-// Writes zeros to the channels of y past c_out[n] of every sample.
-void zero_tails(const conv::Activation& y, const std::vector<int64_t>& c_out) {
-  const int64_t size = dtype_size(y.dtype), map = y.h * y.w;
-  parallel_for(0, y.n, 1 + 65536 / (y.c * map + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) {
-      const int64_t tail = y.c - c_out[n];
-      char* sample = static_cast<char*>(y.data) + (n * y.sn + c_out[n] * y.sc) * size;
-      if (tail == 0) continue;
-      if (y.sc != 1 || map == 1) {  // whole planes, one after the other
-        std::memset(sample, 0, static_cast<size_t>(tail * map * size));
-      } else {
-        for (int64_t pixel = 0; pixel < map; ++pixel)
-          std::memset(sample + pixel * y.sw * size, 0, static_cast<size_t>(tail * size));
-      }
-    }
-  });
-}
 
 // Everything about the epilogue that the classes share: tables as fp32, the row of every sample, the bias.
 class Tables {

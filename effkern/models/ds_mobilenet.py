@@ -13,6 +13,7 @@ from effkern.models._registry import register_model
 from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.sliced_chain import Mean, Part, RunsAsChain
 
 __all__ = ["ChannelAttention", "DSMobileNet", "SeparableBlock", "ds_mobilenet"]
 
@@ -44,7 +45,7 @@ class SeparableBlock(nn.Module):
         return self.pointwise(self.attention(self.depthwise(x, width), width), width)
 
 
-class DSMobileNet(GatedNet):
+class DSMobileNet(GatedNet, RunsAsChain):
     """The DS-Net supernet: index ``i`` of 0 to 13 is ``uniform(i)``, the last one is ``largest``.
 
     All but ``largest`` run the narrow form of the stem and the first three stages, so ``uniform(13)`` is not the
@@ -97,6 +98,17 @@ class DSMobileNet(GatedNet):
     @property
     def gates(self) -> list[DoubleHeadedGate]:
         return [cast(DoubleHeadedGate, self._block(i).attention) for i in self._gated]
+
+    def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
+        scores = self._as_chain(x, width)
+        return super().forward(x, width) if scores is None else scores
+
+    def _parts(self) -> list[Part]:
+        parts: list[Part] = [self.stem]
+        for i in range(len(self.blocks)):
+            block = self._block(i)
+            parts += (block.depthwise, block.attention, block.pointwise)
+        return [*parts, Mean(), self.classifier]
 
     def _block(self, i: int) -> SeparableBlock:
         return cast(SeparableBlock, self.blocks[i])

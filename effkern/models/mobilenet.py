@@ -12,6 +12,7 @@ from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct, separable
+from effkern.nn.sliced_chain import Mean, Part, RunsAsChain
 from effkern.nn.switchable_bn import Affine
 
 # Output channels and stride of the 13 separable blocks (arXiv 1704.04861, table 1), at width 1.
@@ -39,7 +40,7 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
-class SlimmableMobileNetV1(nn.Module):
+class SlimmableMobileNetV1(RunsAsChain):
     """MobileNetV1 whose every layer runs at one of several widths, per call or per sample (arXiv 1812.08928).
 
     Args:
@@ -81,7 +82,12 @@ class SlimmableMobileNetV1(nn.Module):
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         """Scores at ``width``: an index into ``width_mults``, or one a sample."""
-        return by_width(self, self._scores, x, width)
+        scores = self._as_chain(x, width)
+        return by_width(self, self._scores, x, width) if scores is None else scores
+
+    def _parts(self) -> list[Part]:
+        layers = [layer for layer in self.features if isinstance(layer, SlicedConvBNAct)]
+        return [*layers, Mean(), self.classifier]
 
     def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)

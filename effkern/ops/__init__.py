@@ -6,6 +6,10 @@ from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag,
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 from effkern.ops.rep_conv.chain import ConvStep, rep_conv2d_chain
 from effkern.ops.sliced_conv import (
+    AttentionStep,
+    MeanStep,
+    SlicedStep,
+    sliced_chain,
     sliced_conv2d,
     sliced_conv2d_packed,
     sliced_conv2d_ragged,
@@ -17,7 +21,10 @@ from effkern.ops.sliced_conv import (
 )
 
 __all__ = [
+    "AttentionStep",
     "ConvStep",
+    "MeanStep",
+    "SlicedStep",
     "compact",
     "multi_branch_bn_add_relu",
     "pack_conv_weight",
@@ -32,6 +39,7 @@ __all__ = [
     "skip_basic_block",
     "skip_bottleneck",
     "skip_stage",
+    "sliced_chain",
     "sliced_conv2d",
     "sliced_conv2d_packed",
     "sliced_conv2d_ragged",

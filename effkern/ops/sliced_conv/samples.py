@@ -12,6 +12,17 @@ from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
 from effkern.ops._slices import slice_weight
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
+from effkern.ops.sliced_conv.chain import (
+    AttentionStep,
+    MeanStep,
+    SlicedStep,
+    Step,
+    _chain,
+    _reference,
+    follow,
+    read_steps,
+    write_steps,
+)
 from effkern.ops.sliced_conv.dw_pw import _dw_pw, _dw_pw_packed
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
@@ -64,6 +75,7 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     yield from ragged
     yield from _linear_samples(dtype)
     yield from _dw_pw_samples(dtype)
+    yield from _chain_samples(dtype)
     # The packed ops differ in where the weight comes from, so one sample a form of the weight is enough.
     for sample in uniform:
         if sample.name in ("3x3_slice_epilogue", "depthwise", "prefix_groups", "within_group"):
@@ -238,3 +250,69 @@ def _dw_pw_packed_sample(sample: Sample) -> Sample:
 
     args = (x, *handles, mid, list(filters.shape[2:]), outs, c_out, *sample.args[6:])
     return Sample(f"packed_{sample.name}", _dw_pw_packed, reference.sliced_dw_pw_packed, args, magnitude)
+
+
+def chain_magnitude(
+    x: Tensor, handles: Sequence[Tensor], tables: Sequence[Tensor], index: Tensor, steps: Any
+) -> Tensor:
+    """A of the bound for sums behind sums: an error of one passes all others, and activations of slope up to 1.1."""
+
+    def convolve(v: Tensor, weight: Tensor, bias: Tensor | None, step: SlicedStep, c_out: int, *rows: Any) -> Tensor:
+        vectors = [None if t is None else t.double().abs() for t in (bias, *rows)]
+        geometry = (step.stride, step.padding, step.dilation, step.groups)
+        options: tuple[Any, ...] = (*geometry, "prefix_groups", *vectors[1:], "none", "auto")
+        return reference.sliced_conv2d(v, weight.double().abs(), vectors[0], c_out, *options)
+
+    def attend(v: Tensor, reduce: tuple[Tensor, Tensor | None], expand: tuple[Tensor, Tensor | None]) -> Tensor:
+        logits = v.mean((2, 3), keepdim=True)
+        for weight, bias in (reduce, expand):
+            step = SlicedStep(0, (0, 0, 1, 1), ())
+            outs = weight.size(0) if weight is reduce[0] else v.size(1)
+            logits = convolve(logits, weight, bias, step, outs, None, None)
+        return v * (1 + logits)  # an error of a gate is at most a quarter of its logit's
+
+    size = follow(x.double().abs(), handles, tables, index, steps, convolve, attend)
+    return 1.2 * len(read_steps(steps)[1]) * size
+
+
+def _chain_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    """Every kind of step; equal and different last widths."""
+    random, normal = _normal(dtype)
+
+    def handle(*shape: int, groups: int = 1, bias: bool = False) -> Tensor:
+        weight = torch.randn(shape, generator=random) / (shape[1] * shape[2]) ** 0.5
+        return pack_conv_weight(weight, torch.randn(shape[0], generator=random) if bias else None, groups)
+
+    def tables(rows: int, *channels: int) -> list[Tensor]:
+        pairs = [
+            (torch.rand(rows, c, generator=random) + 0.5, torch.randn(rows, c, generator=random)) for c in channels
+        ]
+        return [t for pair in pairs for t in pair]
+
+    def sample(
+        name: str, x: Tensor, handles: list[Tensor], rows: list[Tensor], index: Any, steps: list[Step]
+    ) -> Sample:
+        args = (x, handles, rows, torch.tensor(index), write_steps(steps))
+        return Sample(name, _chain, _reference, args, chain_magnitude)
+
+    stem, wide, last = (8, 12, 20), (9, 17, 40), (16, 24, 24)
+    handles = [
+        handle(20, 3, 3, 3), handle(20, 1, 3, 3, groups=20, bias=True), handle(6, 20, 1, 1, bias=True),
+        handle(20, 6, 1, 1, bias=True), handle(40, 20, 1, 1), handle(40, 1, 5, 5, groups=40),
+        handle(24, 40, 1, 1, bias=True), handle(11, 24, 1, 1, bias=True),
+    ]  # fmt: skip
+    steps: list[Step] = [
+        SlicedStep(0, (20, 3, 3, 3), stem, 0, (2, 2), (1, 1), act="silu"),
+        SlicedStep(1, (20, 1, 3, 3), stem, 1, (1, 1), (1, 1), groups=20, act="relu"),
+        AttentionStep(2, 3, 6, 20),
+        SlicedStep(4, (40, 20, 1, 1), wide, 2, act="hardswish"),
+        SlicedStep(5, (40, 1, 5, 5), wide, -1, (2, 2), (2, 2), groups=40, act="relu6"),
+        SlicedStep(6, (24, 40, 1, 1), last),
+        MeanStep(),
+        SlicedStep(7, (11, 24, 1, 1), (11, 11, 11)),
+    ]
+    rows = [*tables(3, 20), *tables(1, 20), *tables(3, 40)]
+    x = normal(5, 3, 13, 12)
+    yield sample("chain", x, handles, rows, [2, 0, 1, 0, 2], steps)
+    yield sample("chain_of_maps", x, handles[:7], rows, [1, 0, 1, 2, 0], steps[:6])
+    yield sample("chain_of_one", x, handles[:1], [], [0] * 5, [SlicedStep(0, (20, 3, 3, 3), (7,), act="relu")])
