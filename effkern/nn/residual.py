@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._rows import set_rows, take_rows
 from effkern.ops.block_skip.reference import blend
 
 Kind = Literal["basic", "bottleneck"]
@@ -188,9 +189,9 @@ class ResidualBlock(nn.Module):
         bn_stats = False if rows.numel() < MIN_KEPT else None
         if rows.numel() == len(x):
             return blend(keep, F.relu(self.residual(x, bn_stats) + shortcut), shortcut)
-        old = shortcut.index_select(0, rows)
-        new = F.relu(self.residual(x.index_select(0, rows), bn_stats) + old)
-        return shortcut.index_copy(0, rows, blend(keep.index_select(0, rows), new, old))
+        old = take_rows(shortcut, rows)
+        new = F.relu(self.residual(old if shortcut is x else take_rows(x, rows), bn_stats) + old)
+        return set_rows(shortcut, rows, blend(keep.index_select(0, rows), new, old))
 
     def block_macs(self, height: int, width: int) -> tuple[int, int]:
         """Multiply-adds of one sample of ``height x width``: of the residual branch, and of the shortcut."""

@@ -20,6 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._rows import add_rows, take_rows
 from effkern.nn.residual import MIN_KEPT, ResidualBlock, share_parts
 
 __all__ = ["StochasticBlock", "StochasticDepth", "draw_keep", "stochastic_depth"]
@@ -124,8 +125,8 @@ def stochastic_depth(
     with _running_statistics(branch, rows.numel() < MIN_KEPT and training):
         if rows.numel() == len(x):
             return shortcut + _scaled(branch(x), factor)
-        residual = _scaled(branch(x.index_select(0, rows)), factor)
-    return shortcut.index_add(0, rows, residual.to(shortcut.dtype))
+        residual = _scaled(branch(take_rows(x, rows)), factor)
+    return add_rows(shortcut, rows, residual.to(shortcut.dtype))
 
 
 def _scaled(y: Tensor, factor: float) -> Tensor:
