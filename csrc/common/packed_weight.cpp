@@ -1,7 +1,6 @@
 #include "packed_weight.h"
 
 #include <cstring>
-#include <limits>
 
 namespace effkern {
 namespace {
@@ -15,15 +14,11 @@ float* aligned_floats(int64_t count) {
 
 }  // namespace
 
-bool PackedWeight::is_handle(const View& weight) {
-  return weight.dim() == 1 && weight.scalar_type() == ScalarType::Byte;
-}
-
 bool is_depthwise(const PackedWeight::Dims& d) { return conv::is_depthwise(d.out_channels, d.in_per_group, d.groups); }
 
 PackedWeight::Dims PackedWeight::dims(const View& weight, int64_t groups, Arg arg, const ScalarType* dtype) {
   check_cpu(weight, arg);
-  EFFKERN_CHECK_VALUE(groups >= 1, arg.op, ": groups must be at least 1, got ", groups);
+  check_groups(groups, arg.op);
   if (is_handle(weight)) {
     EFFKERN_CHECK_VALUE(weight.numel() <= 1 || weight.stride(0) == 1, arg.op, ": ", arg.name,
                         " is a handle and must be contiguous");
@@ -38,27 +33,11 @@ PackedWeight::Dims PackedWeight::dims(const View& weight, int64_t groups, Arg ar
                         groups);
     return {h.out_channels, h.in_per_group, h.kh, h.kw, h.groups};
   }
-  EFFKERN_CHECK_VALUE(weight.dim() == 4, arg.op, ": ", arg.name, " must be 4-d [Co, Ci/groups, kh, kw], got shape ",
-                      shape_text(weight));
-  float_dtype(weight, arg);
-  if (dtype != nullptr)
-    EFFKERN_CHECK_TYPE(weight.scalar_type() == *dtype, arg.op, ": ", arg.name, " must have x's dtype");
-  EFFKERN_CHECK_VALUE(weight.size(0) % groups == 0, arg.op, ": groups = ", groups,
-                      " must divide the output channels of ", arg.name, ", got ", weight.size(0));
-  EFFKERN_CHECK_VALUE(weight.size(2) >= 1 && weight.size(3) >= 1, arg.op, ": ", arg.name,
-                      " must have a kernel of at least 1x1, got shape ", shape_text(weight));
-  conv::WeightView view;
-  view.groups = groups;
-  view.out_per_group = weight.size(0) / groups;
-  view.in_per_group = weight.size(1);
-  view.kh = weight.size(2);
-  view.kw = weight.size(3);
-  for (const int64_t v : {groups, weight.size(0), view.in_per_group, view.kh, view.kw})
-    EFFKERN_CHECK_VALUE(v <= std::numeric_limits<int32_t>::max(), arg.op, ": groups and the dimensions of ", arg.name,
-                        " must be below 2^31, got ", v);
-  EFFKERN_CHECK_VALUE(conv::is_countable(view), arg.op, ": ", arg.name, " must be smaller, got shape ",
-                      shape_text(weight));
-  return {weight.size(0), weight.size(1), weight.size(2), weight.size(3), groups};
+  const Dims dims = weight_dims(weight, groups, arg, dtype);
+  EFFKERN_CHECK_VALUE(
+      conv::is_countable(weight_view(weight, dims, {groups, dims.out_channels / groups, dims.in_per_group})), arg.op,
+      ": ", arg.name, " must be smaller, got shape ", shape_text(weight));
+  return dims;
 }
 
 conv::WeightView weight_view(const View& weight, const PackedWeight::Dims& dims, const RunningPart& run) {

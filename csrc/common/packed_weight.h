@@ -50,6 +50,10 @@ class PackedWeight {
   const float* bias_ = nullptr;
 };
 
+// Dimensions of a 4-d weight on any device, checked.
+PackedWeight::Dims weight_dims(const View& weight, int64_t groups, Arg arg, const ScalarType* dtype = nullptr);
+void check_groups(int64_t groups, const char* op);
+
 // True if the whole weight is depthwise with one filter a channel: it then runs on the depthwise kernel.
 bool is_depthwise(const PackedWeight::Dims& dims);
 

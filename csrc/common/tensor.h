@@ -25,6 +25,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
+// Every size and stride is kept below this, so that products of two fit an int64 with room.
+constexpr int64_t kLimit = int64_t{1} << 31;
+constexpr int64_t kMaxElements = int64_t{1} << 58;
+
 // A tensor as kernels look at it, without a reference: valid while the tensor lives.
 class View {
  public:
