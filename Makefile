@@ -19,7 +19,7 @@ NATIVE := $(shell find csrc -type f -not -path 'csrc/tests/*' 2>/dev/null)
 export EFFKERN_CUDA
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments test test-fast test-gpu-proof bench lint format clean test-other-torch FORCE
+.PHONY: help demo experiments test test-fast test-gpu-proof gpu-check gpu-bench bench lint format clean test-other-torch FORCE
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -42,6 +42,12 @@ test-fast: $(VENV)/.tested ## the tests without the slow ones
 
 test-gpu-proof: $(VENV)/.tested $(VENV)/.gpu-tools ## prove the CUDA kernels without a GPU: schedules, mutants, every target (docs/gpu.md)
 	$(BIN)/python -m pytest -q -s -rs -p no:cacheprovider tests/gpu/proof_*.py $(TEST_ARGS)
+
+gpu-check: $(VENV)/.tested ## run every CUDA op on the GPU against the CPU; says so where there is none
+	$(BIN)/python -m tests.gpu.check
+
+gpu-bench: $(VENV)/.tested ## time the CUDA ops against cuDNN and torch.compile; says so where there is no GPU
+	$(BIN)/python -m benchmarks.gpu
 
 bench: $(VENV)/.peers ## time everything against PyTorch and the engines that can be installed (40 minutes), then plot
 	$(BIN)/python -m benchmarks.run_all $(BENCH_ARGS)

@@ -1,7 +1,8 @@
 """Builds effkern's native libraries. Metadata lives in pyproject.toml; no file here names an op.
 
 `_C.so`       csrc/*/*.cpp: LibTorch stable ABI, runs on any torch from 2.10.
-`_C_cuda.so`  csrc/*/*.cu: the same for CUDA, from torch 2.13, built when nvcc is found (EFFKERN_CUDA=auto|0|1).
+`_C_cuda.so`  csrc/*/*.cu and *_cuda.cpp: the same for CUDA, from torch 2.13, built when nvcc is found
+              (EFFKERN_CUDA=auto|0|1).
 `_host`       csrc/host/: pybind11 module for host-side work on NumPy arrays.
 """
 
@@ -35,7 +36,13 @@ CXX = [
 
 def sources(pattern: str, leave_out: tuple[str, ...] = ("host", "tests")) -> list[str]:
     found = sorted(p.relative_to(ROOT) for p in ROOT.glob(pattern))
-    return [str(p) for p in found if p.parts[1] not in leave_out]
+    return [str(p) for p in found if p.parts[1] not in leave_out and not p.stem.endswith("_cuda")]
+
+
+def cuda_sources() -> list[str]:
+    """Kernels, the host code of their ops, and the checks that both libraries share."""
+    host = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*_cuda.cpp"))
+    return [*sources("csrc/*/*.cu"), *host, "csrc/common/arguments.cpp", "csrc/sliced_conv/slice.cpp"]
 
 
 def cuda_home() -> str | None:
@@ -109,7 +116,7 @@ def extensions() -> list:
         exts.append(
             ce.CppExtension(
                 "effkern._C_cuda",
-                sources("csrc/*/*.cu"),
+                cuda_sources(),
                 py_limited_api=True,
                 include_dirs=[f"{home}/include"],
                 library_dirs=[f"{home}/lib64"],

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../common/cuda/device.cuh"
+#include "compact.h"
 
 namespace effkern::block_skip {
 
@@ -16,7 +16,7 @@ constexpr int kCompactShared = kCompactWarps * 4;  // bytes
 template <class Bits>
 __global__ void __launch_bounds__(kCompactThreads)
     compact(device::Global<const Bits> keep, Bits magnitude, int64_t n, int64_t row_stride, int64_t column_stride,
-            device::Global<int32_t> idx, device::Global<int32_t> count) {
+            device::Global<int32_t> idx, device::Global<int32_t> count, bool rest) {
   const device::Shared<int32_t> kept_in_warp = device::shared_memory().as<int32_t>();
   const int thread = device::thread(), lane = device::lane(), warp = thread / kWarp;
   const int64_t column = device::block();
@@ -35,10 +35,15 @@ __global__ void __launch_bounds__(kCompactThreads)
       if (w < warp) before += kept_there;
       total += kept_there;
     }
-    if (kept) device::store(rows + (before + device::popcount(votes & ((1u << lane) - 1u))), static_cast<int32_t>(row));
+    before += device::popcount(votes & ((1u << lane) - 1u));
+    if (kept)
+      device::store(rows + before, static_cast<int32_t>(row));
+    else if (rest && row < n)  // row - before were dropped before this one
+      device::store(rows + (n - 1 - (row - before)), static_cast<int32_t>(row));
     device::sync();  // the counts are written again in the next round
   }
-  for (int64_t i = total + thread; i < n; i += kCompactThreads) device::store(rows + i, int32_t{-1});
+  if (!rest)
+    for (int64_t i = total + thread; i < n; i += kCompactThreads) device::store(rows + i, int32_t{-1});
   if (thread == 0) device::store(count + column, total);
 }
 

@@ -83,6 +83,29 @@ __device__ __forceinline__ void convolve(const Problem<typename C::T>& p, const 
   device::sync();  // the epilogue's memory becomes the next tile's stages
 }
 
+// Samples that only copy their residual, in pieces that blocks take from the last one on: those had the fewest tiles.
+template <class C>
+__device__ __forceinline__ void copy_rest(const Problem<typename C::T>& p) {
+  using T = typename C::T;
+  constexpr int kPer = 16 / static_cast<int>(sizeof(T)), kPiece = C::kThreads * kPer * 4;
+  const int32_t done = p.count ? device::load<int32_t>(p.count) : p.whole.count;
+  const int32_t size = static_cast<int32_t>(p.ys.n), pieces = ceil_div(size, kPiece);
+  const int32_t blocks = static_cast<int32_t>(device::blocks());
+  for (int32_t id = blocks - 1 - static_cast<int32_t>(device::block()); id < (p.copied - done) * pieces; id += blocks) {
+    const int32_t entry = done + id / pieces, begin = id % pieces * kPiece;
+    const int32_t end = begin + kPiece < size ? begin + kPiece : size;
+    const Global<const T> from = p.residual + sample_of<T>(p.residual_rows, entry) * p.rs.n;
+    const Global<T> to = p.y + sample_of<T>(p.y_rows, entry) * p.ys.n;
+    if (p.wide_y && p.wide_residual) {  // then samples are whole chunks
+      for (int32_t i = begin + device::thread() * kPer; i < end; i += C::kThreads * kPer)
+        device::store(to + i, device::load<Vec<T, kPer>>(from + i));
+    } else {
+      for (int32_t i = begin + device::thread(); i < end; i += C::kThreads)
+        device::store(to + i, device::load<T>(from + i));
+    }
+  }
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     conv_kernel(const __grid_constant__ Problem<typename C::T> p) {
@@ -90,6 +113,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   for (int32_t id = static_cast<int32_t>(device::block()); locate<C>(p, id, tile);
        id += static_cast<int32_t>(device::blocks()))
     convolve<C>(p, tile);
+  if (p.copied > 0) copy_rest<C>(p);
 }
 
 }  // namespace effkern::conv::gpu

@@ -2,6 +2,6 @@
 
 namespace effkern::conv::gpu {
 
-void run(Problem<device::BF16> p, cudaStream_t stream) { run_as<Math::BF16>(p, stream); }
+void run(Problem<device::BF16> p, device::Stream stream) { run_as<Math::BF16>(p, stream); }
 
 }  // namespace effkern::conv::gpu

@@ -40,7 +40,7 @@ class Epilogue {
   static_assert(kLanes * kPer == C::kWarpN && kStrip % kRows == 0);
   static constexpr int kStripBytes = kStrip * Sums::kPitch * 4;
   static constexpr int kPlaces = C::kWarps * kStripBytes, kTables = kPlaces + C::kTileM * 16;
-  static constexpr int kBytes = kTables + C::kTileM * 4;
+  static constexpr int kGates = kTables + C::kTileM * 4, kBytes = kGates + C::kTileM * 4;
 
   // Fills the table of rows. Between a barrier that ends the use of the stages and one that shows the table.
   __device__ static void place_rows(const Problem<T>& p, const Tile& tile) {
@@ -49,15 +49,19 @@ class Epilogue {
     const int32_t pixels = p.out.h * p.out.w, m = tile.m + row;
     Vec<int64_t, 2> place{{-1, 0}};
     int32_t table = 0;
+    float gate = 1.0f;
     if (m < tile.rows) {
       const int32_t pixel = m % pixels, entry = tile.part.first + m / pixels;
       const int32_t h = pixel / p.out.w, w = pixel % p.out.w;
-      place.v[0] = sample_of<T>(p.y_rows, entry) * p.ys.n + h * p.ys.h + w * p.ys.w;
+      const int64_t sample = sample_of<T>(p.y_rows, entry);
+      place.v[0] = sample * p.ys.n + h * p.ys.h + w * p.ys.w;
       if (p.residual) place.v[1] = sample_of<T>(p.residual_rows, entry) * p.rs.n + h * p.rs.h + w * p.rs.w;
       if (p.table_row) table = device::load<int32_t>(p.table_row + sample_of<T>(p.x_rows, entry));
+      if (p.gate) gate = device::load<float>(p.gate + sample);
     }
     device::store((device::shared_memory() + kPlaces).template as<Vec<int64_t, 2>>() + row, place);
     device::store((device::shared_memory() + kTables).template as<int32_t>() + row, table);
+    device::store((device::shared_memory() + kGates).template as<float>() + row, gate);
   }
 
   __device__ Epilogue(const Problem<T>& p, const Tile& tile, int warp, int warp_m, int warp_n)
@@ -68,6 +72,7 @@ class Epilogue {
     channel_ = tile.group * tile.part.c_out + n;
     active_ = tile.part.c_out - n;
     zeros_ = p.zero_to - n;
+    bias_ = tile.group * p.group_rows + n;
     load_table(0);
   }
 
@@ -109,20 +114,29 @@ class Epilogue {
 #pragma unroll
     for (int e = 0; e < kPer; ++e) v.v[e] = device::fma(v.v[e], scale_[e], shift_[e]);
     const bool whole = active_ >= kPer;
+    Vec<T, kPer> r{};
     if (p_.residual) {
       if (whole && p_.wide_residual) {
-        const auto r = device::load<Vec<T, kPer>>(residual);
-#pragma unroll
-        for (int e = 0; e < kPer; ++e) v.v[e] += device::to_float(r.v[e]);
+        r = device::load<Vec<T, kPer>>(residual);
       } else {
 #pragma unroll
         for (int e = 0; e < kPer; ++e)
-          if (e < active_) v.v[e] += device::to_float(device::load<T>(residual + e));
+          if (e < active_) r.v[e] = device::load<T>(residual + e);
       }
+#pragma unroll
+      for (int e = 0; e < kPer; ++e) v.v[e] += device::to_float(r.v[e]);
+    }
+#pragma unroll
+    for (int e = 0; e < kPer; ++e) v.v[e] = e < active_ ? activate(v.v[e], p_.act) : 0.0f;
+    if (p_.gate) {
+      const float gate = device::load<float>((device::shared_memory() + kGates).template as<float>() + in_tile);
+#pragma unroll
+      for (int e = 0; e < kPer; ++e)  // exactly the new value at 1: the residual may be infinite
+        if (gate != 1.0f) v.v[e] = device::fma(gate, v.v[e], (1.0f - gate) * device::to_float(r.v[e]));
     }
     Vec<T, kPer> out;
 #pragma unroll
-    for (int e = 0; e < kPer; ++e) out.v[e] = device::from_float<T>(e < active_ ? activate(v.v[e], p_.act) : 0.0f);
+    for (int e = 0; e < kPer; ++e) out.v[e] = device::from_float<T>(v.v[e]);
     if (p_.wide_y && (active_ > zeros_ ? active_ : zeros_) >= kPer) {
       device::store(y, out);
     } else {
@@ -138,12 +152,14 @@ class Epilogue {
     for (int e = 0; e < kPer; ++e) {
       scale_[e] = p_.scale && e < active_ ? device::load<float>(p_.scale + (at + e)) : 1.0f;
       shift_[e] = p_.shift && e < active_ ? device::load<float>(p_.shift + (at + e)) : 0.0f;
+      if (p_.bias && e < active_)
+        shift_[e] = device::fma(device::load<float>(p_.bias + (bias_ + e)), scale_[e], shift_[e]);
     }
   }
 
   const Problem<T>& p_;
   const int warp_m_, strip_;
-  int32_t row_, column_, channel_, active_, zeros_;
+  int32_t row_, column_, channel_, bias_, active_, zeros_;
   float scale_[kPer], shift_[kPer];
 };
 

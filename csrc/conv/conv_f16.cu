@@ -2,6 +2,6 @@
 
 namespace effkern::conv::gpu {
 
-void run(Problem<device::F16> p, cudaStream_t stream) { run_as<Math::F16>(p, stream); }
+void run(Problem<device::F16> p, device::Stream stream) { run_as<Math::F16>(p, stream); }
 
 }  // namespace effkern::conv::gpu

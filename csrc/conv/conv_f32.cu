@@ -2,7 +2,7 @@
 
 namespace effkern::conv::gpu {
 
-void run(Problem<float> p, Math math, cudaStream_t stream) {
+void run(Problem<float> p, Math math, device::Stream stream) {
   if (math == Math::TF32)
     run_as<Math::TF32>(p, stream);
   else

@@ -52,7 +52,14 @@ struct Problem {
   Global<const float> scale, shift;
   int64_t table_stride;
   Global<const int32_t> table_row;  // null: row 0
+  // Added before the factor, by output channel of the whole layer: output n of group g has entry g * group_rows + n.
+  Global<const float> bias;  // null: 0
   Act act;
+  // Null: 1. Else sample n of y becomes gate[n] * act(...) + (1 - gate[n]) * residual.
+  Global<const float> gate;
+  // The lists' entries from the count to this one copy their residual to y as it is, each sample of both `ys.n`
+  // contiguous elements. 0: none.
+  int32_t copied;
   bool wide_y, wide_residual;  // 16-byte access to every eight (four) channels from a multiple of that on
 };
 

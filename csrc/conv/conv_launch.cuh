@@ -16,7 +16,7 @@ static_assert(static_cast<int>(Act::Silu) == static_cast<int>(conv::Act::Silu) &
               static_cast<int>(Act::Relu6) == static_cast<int>(conv::Act::Relu6));
 
 template <class C>
-void launch_tiles(const Problem<typename C::T>& p, cudaStream_t stream) {
+void launch_tiles(const Problem<typename C::T>& p, device::Stream stream) {
   const int64_t tiles = most_tiles(p, C::kTileM, C::kTileN);
   const unsigned resident = device::resident_blocks("conv", conv_kernel<C>, C::kThreads, kSharedBytes<C>);
   const unsigned grid = tiles < resident ? static_cast<unsigned>(tiles) : resident;
@@ -24,7 +24,7 @@ void launch_tiles(const Problem<typename C::T>& p, cudaStream_t stream) {
 }
 
 template <Math kMath, class T>
-void run_as(Problem<T> p, cudaStream_t stream) {
+void run_as(Problem<T> p, device::Stream stream) {
   const int64_t pixels = static_cast<int64_t>(p.whole.count) * p.out.h * p.out.w;
   EFFKERN_CHECK_VALUE(pixels <= INT32_MAX, "conv: x must have at most 2^31 - 1 output pixels, got ", pixels);
   EFFKERN_CHECK_VALUE(p.kernel.h <= kMostTaps && p.kernel.w <= kMostTaps, "conv: the kernel must be at most ",
@@ -32,11 +32,8 @@ void run_as(Problem<T> p, cudaStream_t stream) {
   EFFKERN_CHECK_VALUE(!p.parts || p.groups == 1, "conv: groups must be 1 with several widths, got ", p.groups);
   if (pixels == 0 || (p.whole.c_out == 0 && p.zero_to == 0)) return;
   set_widths(p);
-  int current = 0, processors = 0;
-  device::check(cudaGetDevice(&current), "conv");
-  device::check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, current), "conv");
   using L = Large<kMath, T>;
-  switch (choose(p, L::kTileM, L::kTileN, static_cast<unsigned>(processors))) {
+  switch (choose(p, L::kTileM, L::kTileN, device::processors("conv"))) {
     case Choice::Large:
       return launch_tiles<L>(p, stream);
     case Choice::Narrow:

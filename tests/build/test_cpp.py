@@ -21,7 +21,11 @@ PLAIN_BN = ("access", "bn", "kernels*")
 def build(folder: Path, sanitizers: str, tests: str) -> Path:
     csrc = CHECKOUT / "csrc"
     own = [*csrc.glob(f"tests/{tests}.cpp"), csrc / "tests" / "main.cpp"]
-    sources = [*own, *csrc.glob("conv/*.cpp"), *(csrc / name for name in PLAIN)]
+    sources = [
+        *own,
+        *(p for p in csrc.glob("conv/*.cpp") if not p.stem.endswith("_cuda")),
+        *(csrc / name for name in PLAIN),
+    ]
     sources += [path for path in csrc.glob("conv_backward/*.cpp") if not path.stem.endswith("_cpu")]
     sources += [path for name in PLAIN_PQ for path in csrc.glob(f"pq/{name}.cpp")]
     sources += [path for name in PLAIN_BN for path in csrc.glob(f"multi_branch_bn/{name}.cpp")]

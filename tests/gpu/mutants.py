@@ -18,7 +18,9 @@ class Mutant:
 
 
 CONV, LOADER, MATH, EPILOGUE = (f"conv/{name}.cuh" for name in ("conv", "conv_loader", "conv_math", "conv_epilogue"))
-COMPACT = "block_skip/compact.cuh"
+COMPACT, SCHEDULE = "block_skip/compact.cuh", "sliced_conv/schedule.cuh"
+INDICES, DEPTHWISE = "common/cuda/indices.cuh", "conv/depthwise.cuh"
+LOOKUP = "pq/embedding.cuh"
 
 MUTANTS = (
     # Barriers and waits
@@ -130,7 +132,7 @@ MUTANTS = (
         "e < active_ ? activate(v.v[e], p_.act) : 0.0f",
         "activate(v.v[e], p_.act)",
     ),
-    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) v.v[e] += ", "v.v[e] += "),
+    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) r.v[e] = ", "r.v[e] = "),
     Mutant("rows past the end stored", EPILOGUE, "if (place.v[0] < 0 || (active_", "if ((active_"),
     # Addresses and indices
     Mutant(
@@ -186,7 +188,7 @@ MUTANTS = (
     Mutant(
         "output row list ignored",
         EPILOGUE,
-        "place.v[0] = sample_of<T>(p.y_rows, entry) * p.ys.n",
+        "place.v[0] = sample * p.ys.n",
         "place.v[0] = int64_t{entry} * p.ys.n",
     ),
     Mutant(
@@ -226,4 +228,141 @@ MUTANTS = (
     Mutant("compact: a lane counts itself", COMPACT, "(1u << lane) - 1u", "(2u << lane) - 1u"),
     Mutant("compact: the last row dropped", COMPACT, "row < n &&", "row < n - 1 &&"),
     Mutant("compact: -0.0 kept", COMPACT, " & magnitude) != 0;", ") != 0;"),
+    Mutant(
+        "compact: the last dropped row lost", COMPACT, "rows + (n - 1 - (row - before))", "rows + (n - (row - before))"
+    ),
+    # Block skipping in the convolution
+    Mutant(
+        "gate of the entry, not the sample", EPILOGUE, "load<float>(p.gate + sample)", "load<float>(p.gate + entry)"
+    ),
+    Mutant("gate blends with nothing", EPILOGUE, "(1.0f - gate) * device::to_float(r.v[e])", "0.0f"),
+    Mutant(
+        "bias after the factor",
+        EPILOGUE,
+        "(p_.bias + (bias_ + e)), scale_[e], shift_[e])",
+        "(p_.bias + (bias_ + e)), 1.0f, shift_[e])",
+    ),
+    Mutant(
+        "bias of the running part, not of the layer",
+        EPILOGUE,
+        "bias_ = tile.group * p.group_rows + n;",
+        "bias_ = channel_;",
+    ),
+    Mutant(
+        "kept samples copied too", CONV, "const int32_t entry = done + id / pieces", "const int32_t entry = id / pieces"
+    ),
+    Mutant("the last piece copied whole", CONV, "begin + kPiece < size ? begin + kPiece : size", "begin + kPiece"),
+    Mutant(
+        "16-byte copies of samples that are no whole chunks", CONV, "if (p.wide_y && p.wide_residual) {", "if (true) {"
+    ),
+    Mutant(
+        "copies from the entry, not the sample", CONV, "sample_of<T>(p.residual_rows, entry) * p.rs.n", "entry * p.rs.n"
+    ),
+    # schedule
+    Mutant("schedule: no barrier after the maxima", SCHEDULE, "value);\n  device::sync();", "value);"),
+    Mutant(
+        "schedule: no barrier before the counts are read",
+        SCHEDULE,
+        "(device::popcount(votes)));\n      device::sync();",
+        "(device::popcount(votes)));",
+    ),
+    Mutant(
+        "schedule: no barrier before the counts are written again",
+        SCHEDULE,
+        "      device::sync();  // the counts",
+        "      // the counts",
+    ),
+    Mutant(
+        "schedule: classes found twice", SCHEDULE, "if (mine < now && mine > best)", "if (mine <= now && mine > best)"
+    ),
+    Mutant("schedule: half of a warp's maximum", SCHEDULE, "int bits = 16; bits > 0", "int bits = 8; bits > 0"),
+    Mutant(
+        "indices: the high word ignored",
+        INDICES,
+        "return high > 0 || low < 0 || low > most ? most : low;",
+        "return low < 0 || low > most ? most : low;",
+    ),
+    Mutant("indices: negative widths are wide", INDICES, "if (high < 0) return 0;", ""),
+    Mutant("schedule: a part begins where the last one did", SCHEDULE, "first, placed - first}", "0, placed - first}"),
+    Mutant("indices: narrow lists read as wide ones", INDICES, "list.wide ? load", "true ? load"),
+    # depthwise
+    Mutant("depthwise: no wait for the copies", DEPTHWISE, "    device::copy_wait<0>();\n", ""),
+    Mutant(
+        "depthwise: no barrier before the tile is read",
+        DEPTHWISE,
+        "    device::copy_wait<0>();\n    device::sync();",
+        "    device::copy_wait<0>();",
+    ),
+    Mutant("depthwise: no barrier between tiles", DEPTHWISE, "    device::sync();  // the next", "    // the next"),
+    Mutant("depthwise: the last row of the map not read", DEPTHWISE, "h < p_.in.h &&", "h < p_.in.h - 1 &&"),
+    Mutant("depthwise: left padding read", DEPTHWISE, "w >= 0 && w < p_.in.w", "w >= -1 && w < p_.in.w"),
+    Mutant(
+        "depthwise: whole chunks past the channels",
+        DEPTHWISE,
+        "mine < 0 ? 0 : mine < kPer ? mine : kPer",
+        "mine < 0 ? 0 : kPer",
+    ),
+    Mutant("depthwise: filters past the width read", DEPTHWISE, "if (channel < active_)", "if (true)"),
+    Mutant(
+        "depthwise: halves of a filter exchanged",
+        DEPTHWISE,
+        "to[half * 4 + e] = four.v[e];",
+        "to[(half ^ 1) % (kPer / 4) * 4 + e] = four.v[3 - e];",
+    ),
+    Mutant(
+        "depthwise: filters in order of channels",
+        DEPTHWISE,
+        "channel % kPer / 4 * (kLanesOfPixel * 4) + channel / kPer * 4 + channel % 4",
+        "channel",
+    ),
+    Mutant("depthwise: window one column off", DEPTHWISE, "in[o + kw][e], f[e]", "in[o + 2 - kw][e], f[e]"),
+    Mutant("depthwise: dilation forgotten", DEPTHWISE, "kw * p_.dilation.w, in)", "kw, in)"),
+    Mutant(
+        "depthwise: width of the neighbour",
+        DEPTHWISE,
+        "device::entry_of(p_.c_in, n_, channels)",
+        "device::entry_of(p_.c_in, 0, channels)",
+    ),
+    Mutant(
+        "depthwise: tails not zeroed",
+        DEPTHWISE,
+        "const int32_t stored = active > zeros ? active : zeros;",
+        "const int32_t stored = active;",
+    ),
+    Mutant("depthwise: columns past the map stored", DEPTHWISE, "      if (w >= p_.out.w) break;\n", ""),
+    Mutant("depthwise: rows past the map stored", DEPTHWISE, "if (h_ + row_ < p_.out.h) outputs();", "outputs();"),
+    # lookup
+    Mutant("lookup: codes past the book read", LOOKUP, "code >= p.entries ? p.entries - 1 : code", "code"),
+    Mutant("lookup: negative codes read", LOOKUP, "return code < 0 ? 0 : ", "return "),
+    Mutant(
+        "lookup: signed codes read as unsigned",
+        LOOKUP,
+        "code = device::load<int16_t>",
+        "code = (uint16_t)device::load<int16_t>",
+    ),
+    Mutant("lookup: padding looked up", LOOKUP, "        if (row == p.padding) continue;\n", ""),
+    Mutant(
+        "lookup: padding counted in the mean", LOOKUP, "static_cast<float>(kept)", "static_cast<float>(end - begin)"
+    ),
+    Mutant("lookup: weight of the row, not of the index", LOOKUP, "(p.weights + i)", "(p.weights + row)"),
+    Mutant("lookup: only the first stage", LOOKUP, "stage < p.stages; ++stage", "stage < 1; ++stage"),
+    Mutant("lookup: every stage from the first book", LOOKUP, "p.book_per_stage ? stage : 0", "0"),
+    Mutant(
+        "lookup: a bag one row too long",
+        LOOKUP,
+        "for (int32_t i = begin; i < end; ++i) {",
+        "for (int32_t i = begin; i <= end && i < p.count; ++i) {",
+    ),
+    Mutant(
+        "lookup: last bag ends with its first row",
+        LOOKUP,
+        "(p.offsets, bag + 1, p.count) : p.count",
+        "(p.offsets, bag + 1, p.count) : begin + 1",
+    ),
+    Mutant(
+        "lookup: wide rows end after one chunk a lane",
+        LOOKUP,
+        "at < width; at += 32 * kPer",
+        "at < width && at < 32 * kPer; at += 32 * kPer",
+    ),
 )

@@ -13,10 +13,17 @@ import pytest
 
 from tests.build.package import CHECKOUT
 from tests.gpu.harness import FLAGS, MACHINE, WORKERS, compile_all, link
-from tests.gpu.mutants import COMPACT, MUTANTS, Mutant
+from tests.gpu.mutants import COMPACT, DEPTHWISE, INDICES, LOOKUP, MUTANTS, SCHEDULE, Mutant
 
 TABLE = CHECKOUT / "build" / "gpu-proof" / "mutants.md"
-TESTS = {True: "test_compact", False: "test_conv_smoke"}
+TESTS = {  # of the others: CONV
+    COMPACT: "test_compact",
+    DEPTHWISE: "test_depthwise",
+    INDICES: "test_schedule",
+    LOOKUP: "test_lookup",
+    SCHEDULE: "test_schedule",
+}
+CONV = "test_conv_smoke"
 FAULTS = "race|in flight|out of bounds|forbidden|uninitialized|misaligned|divergence|deadlock|leak|limit"
 MOST_SECONDS = 120
 
@@ -74,7 +81,7 @@ def verdicts() -> Iterator[dict[str, str]]:
     print(f"\n{TABLE.read_text()}{len(rows)} mutants, {sum(map(bool, found.values()))} killed")
 
 
-@pytest.mark.parametrize("test", sorted(set(TESTS.values())))
+@pytest.mark.parametrize("test", sorted({*TESTS.values(), CONV}))
 def test_no_mutant_is_no_failure(tmp_path, machine, test):
     run = run_mutant(None, test, tmp_path / "healthy", machine)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -85,7 +92,7 @@ def test_every_mutant_is_killed(tmp_path, machine, verdicts, file):
     mutants = [m for m in MUTANTS if m.file == file]
 
     def one(number: int) -> str:
-        return verdict(run_mutant(mutants[number], TESTS[file == COMPACT], tmp_path / str(number), machine))
+        return verdict(run_mutant(mutants[number], TESTS.get(file, CONV), tmp_path / str(number), machine))
 
     with ThreadPoolExecutor(WORKERS) as pool:
         verdicts |= zip((m.what for m in mutants), pool.map(one, range(len(mutants))), strict=True)

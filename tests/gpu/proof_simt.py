@@ -9,7 +9,15 @@ import subprocess
 from tests.gpu.harness import build
 from tests.gpu.test_simt import SMOKE
 
-EVERYTHING = ("test_harness", "test_compact", "test_conv", "test_conv_smoke")
+EVERYTHING = (
+    "test_harness",
+    "test_compact",
+    "test_schedule",
+    "test_depthwise",
+    "test_lookup",
+    "test_conv",
+    "test_conv_smoke",
+)
 
 
 def test_every_kernel_under_every_schedule(tmp_path):

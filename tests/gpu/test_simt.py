@@ -8,7 +8,7 @@ import pytest
 
 from tests.gpu.harness import build
 
-SMOKE = ("test_harness", "test_compact", "test_conv_smoke")
+SMOKE = ("test_harness", "test_compact", "test_schedule", "test_depthwise", "test_lookup", "test_conv_smoke")
 
 
 @pytest.mark.slow

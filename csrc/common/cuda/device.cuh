@@ -1,6 +1,6 @@
 // The words CUDA kernels of this package are written in. Two meanings: PTX under nvcc (ptx.cuh), and an emulation that
 // watches every step under a plain C++ compiler (csrc/tests/simt/device.h), so that the very source that ships is what
-// the tests run without a GPU.
+// the tests run without a GPU. Host code that only fills in what kernels are given sees host.h.
 //
 // Rules of kernel code, which the harness enforces where the compiler cannot:
 // - Memory is reached through Global<T> and Shared<T> only: load<V>, store, copy_async16, load_matrix_x4. Neither can
@@ -18,6 +18,13 @@
 
 namespace effkern::device {
 
+// A function that host code and kernels both call.
+#if defined(__CUDACC__)
+#define EFFKERN_BOTH __host__ __device__ __forceinline__
+#else
+#define EFFKERN_BOTH inline
+#endif
+
 // N elements moved as one.
 template <class T, int N>
 struct alignas(sizeof(T) * N) Vec {
@@ -31,5 +38,5 @@ struct alignas(sizeof(T) * N) Vec {
 #elif defined(EFFKERN_SIMT)
 #include "../../tests/simt/device.h"
 #else
-#error "kernels are compiled by nvcc, or by a C++ compiler with EFFKERN_SIMT for the tests"
+#include "host.h"
 #endif

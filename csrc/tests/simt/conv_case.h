@@ -37,6 +37,9 @@ struct Case {
   int count = -1;                             // through device memory, at most n
   std::vector<Part> parts = {};
   int zero_to = 0;
+  bool bias = false;
+  bool gate = false;    // soft for some samples of y
+  bool copies = false;  // entries past the count copy their residual
   Values values = Values::Integers;
   int64_t far = 0;  // added to the strides from sample to sample, to pass 2^31
 };
@@ -96,6 +99,11 @@ class Run {
       scale_->put(i, c.values == Values::Integers ? (draw(2) == 0 ? 0.5f : 2.0f) : real());
       shift_->put(i, c.values == Values::Integers ? static_cast<float>(draw(7) - 3) : real());
     }
+    bias_.emplace("bias", int64_t{1} * co_ * c.groups);
+    for (int64_t i = 0; i < co_ * c.groups; ++i)
+      bias_->put(i, c.values == Values::Integers ? static_cast<float>(draw(5) - 2) : real());
+    gate_.emplace("gate", c.n);
+    for (int n = 0; n < c.n; ++n) gate_->put(n, draw(2) == 0 ? 1.0f : 0.25f);
     lists();
     fill();
     if (like != nullptr)
@@ -126,6 +134,9 @@ class Run {
     p.table_stride = co_ * c_.groups;
     if (c_.tables > 1) p.table_row = table_row_->global();
     p.act = c_.act;
+    if (c_.bias) p.bias = bias_->global();
+    if (c_.gate) p.gate = gate_->global();
+    if (c_.copies) p.copied = static_cast<int32_t>(c_.y_rows.size());
     conv::gpu::set_widths(p);
     EXPECT(conv::gpu::copies_chunks(p) || !C::kAligned, text(c_));
     return p;
@@ -219,10 +230,23 @@ class Run {
         }
       widest_in = std::max(widest_in, part.c_in), widest_out = std::max(widest_out, part.c_out);
     });
+    each_copy([&](int64_t i) {
+      y_->output(i);
+      residual_->put(i, value());
+    });
     for (int g = 0; g < c_.groups; ++g)
       for (int o = 0; o < widest_out; ++o)
         for (int k = 0; k < c_.kernel * c_.kernel; ++k)
           for (int c = 0; c < widest_in; ++c) weight_->put(w_at(g, o, k / c_.kernel, k % c_.kernel, c), value());
+  }
+
+  // Elements of the samples that only copy their residual.
+  template <class F>
+  void each_copy(F f) {
+    if (!c_.copies) return;
+    const int64_t size = static_cast<int64_t>(sample_size());
+    for (size_t e = static_cast<size_t>(c_.count); e < c_.y_rows.size(); ++e)
+      for (int64_t i = 0; i < size; ++i) f(c_.y_rows[e] * size + i);
   }
 
   double operand(T value) const {
@@ -258,6 +282,7 @@ class Run {
             if (o < part.c_out * c_.groups) element(part, xn, yn, y, x, o, table + o, want);
           }
     });
+    each_copy([&](int64_t i) { expected_[static_cast<size_t>(i)] = {1, device::to_float(residual_->get(i)), 0}; });
   }
 
   void element(const Part& part, int xn, int yn, int y, int x, int o, int64_t table, Want& want) {
@@ -273,6 +298,10 @@ class Run {
           sum += term, size += std::fabs(term);
         }
       }
+    if (c_.bias) {
+      const double b = bias_->get(int64_t{1} * g * co_ + o % part.c_out);
+      sum += b, size += std::fabs(b);
+    }
     const double scale = c_.scale ? scale_->get(table) : 1.0;
     sum *= scale, size *= std::fabs(scale);
     if (c_.shift) sum += shift_->get(table), size += std::fabs(shift_->get(table));
@@ -280,7 +309,11 @@ class Run {
       const double r = device::to_float(residual_->get(y_at(yn, y, x, o)));
       sum += r, size += std::fabs(r);
     }
-    const double exact = activated(sum, c_.act);
+    double exact = activated(sum, c_.act);
+    if (c_.gate) {
+      const double m = gate_->get(yn);
+      exact = m * exact + (1 - m) * device::to_float(residual_->get(y_at(yn, y, x, o)));
+    }
     want.value = device::to_float(device::from_float<T>(static_cast<float>(exact)));
     // Integers of this size are exact in every format and order. Otherwise: a rounding or truncation each 8 products in
     // the tensor cores (each product in fp32), three in the epilogue, one of the output, slopes up to 1.5.
@@ -298,7 +331,7 @@ class Run {
   std::vector<Part> parts_;
   std::vector<int> tables_;
   std::optional<Array<T>> x_, weight_, y_, residual_;
-  std::optional<Array<float>> scale_, shift_;
+  std::optional<Array<float>> scale_, shift_, bias_, gate_;
   std::optional<Array<int32_t>> x_rows_, y_rows_, count_, part_count_, table_row_;
   std::optional<Array<Part>> part_list_;
   std::vector<Want> expected_;

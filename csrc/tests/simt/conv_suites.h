@@ -68,6 +68,16 @@ void lists() {
   holds<C>(c);
   c.count = 0;
   holds<C>(c);
+  c = base, c.extra_y = 0, c.bias = c.scale = c.gate = c.copies = true, c.act = Act::Relu;
+  c.x_rows = {5, 1, 0, 2, 4, 3}, c.y_rows = {5, 1, 4, 3, 2, 0}, c.count = 2;  // block skipping's last convolution
+  holds<C>(c);
+  c.count = 0;
+  holds<C>(c);
+  c.count = 6;
+  holds<C>(c);
+  c = base, c.c_out = 3 * u + 1, c.gate = c.copies = true;  // samples that are no whole chunks
+  c.x_rows = {5, 1, 0}, c.y_rows = {5, 1, 4}, c.count = 1;
+  holds<C>(c);
   c = base, c.x_rows = {2, 2, 1}, c.y_rows = {0, 1, 2}, c.count = 3;  // a sample read twice
   holds<C>(c);
 }

@@ -29,7 +29,14 @@ Memory::Memory(std::string name, size_t bytes, uint8_t permissions, size_t granu
   std::memset(data_, 0xff, bytes);
 }
 
-Memory::~Memory() { std::free(data_); }
+Memory::Memory(std::string name, char* data, size_t bytes, size_t granule)
+    : name_(std::move(name)), size_(bytes), granule_(granule), own_(false), data_(data), flags_(bytes), stores_(bytes) {
+  permit(0, bytes, kReadable | kWritable | kDefined);
+}
+
+Memory::~Memory() {
+  if (own_) std::free(data_);
+}
 
 void Memory::permit(size_t offset, size_t bytes, uint8_t permissions) {
   std::fill_n(flags_.begin() + static_cast<int64_t>(offset), bytes, permissions);

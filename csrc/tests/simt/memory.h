@@ -30,6 +30,8 @@ class Memory {
  public:
   // `granule`: the smallest access a kernel may make, and what races are told apart by.
   Memory(std::string name, size_t bytes, uint8_t permissions, size_t granule = 2);
+  // Memory of someone else, all of it defined and permitted.
+  Memory(std::string name, char* data, size_t bytes, size_t granule);
   ~Memory();
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
@@ -72,6 +74,7 @@ class Memory {
 
   std::string name_;
   size_t size_, granule_;
+  bool own_ = true;
   char* data_;
   std::vector<uint8_t> flags_, stores_;
   std::vector<Cell> cells_;

@@ -24,7 +24,7 @@ std::mt19937& dice() {
 
 template <class Bits>
 void compacts(int64_t n, int64_t columns, bool transposed, Bits magnitude, Bits one, Bits minus_zero, int mix,
-              int seeds = 2) {
+              int seeds = 2, bool rest = false) {
   const int64_t row_stride = transposed ? 1 : columns, column_stride = transposed ? std::max<int64_t>(n, 1) : 1;
   Memory mask("keep", static_cast<size_t>(n * columns) * sizeof(Bits), kReadable | kDefined, sizeof(Bits));
   Memory idx("idx", static_cast<size_t>(n * columns) * 4, kWritable, 4),
@@ -49,7 +49,7 @@ void compacts(int64_t n, int64_t columns, bool transposed, Bits magnitude, Bits 
                         .granule = 4};
     const Report report = run(launch, [&] {
       block_skip::compact<Bits>(global<const Bits>(mask), magnitude, n, row_stride, column_stride, global<int32_t>(idx),
-                                global<int32_t>(count));
+                                global<int32_t>(count), rest);
     });
     EXPECT(report.ok(), report.what);
     for (int64_t c = 0; c < columns; ++c) {
@@ -58,7 +58,12 @@ void compacts(int64_t n, int64_t columns, bool transposed, Bits magnitude, Bits 
         if (std::memcmp(entry(r * row_stride + c * column_stride), &one, sizeof(Bits)) == 0)
           want.push_back(static_cast<int32_t>(r));
       EXPECT(number(count, c) == static_cast<int32_t>(want.size()), "n ", n, " column ", c);
+      const size_t kept = want.size();
       want.resize(static_cast<size_t>(n), -1);
+      for (int64_t r = n - 1, at = static_cast<int64_t>(kept); rest && r >= 0; --r)
+        if (std::find(want.begin(), want.begin() + static_cast<int64_t>(kept), r) ==
+            want.begin() + static_cast<int64_t>(kept))
+          want[static_cast<size_t>(at++)] = static_cast<int32_t>(r);
       for (int64_t i = 0; i < n; ++i) {
         EXPECT(number(idx, c * n + i) == want[static_cast<size_t>(i)], "n ", n, " column ", c, " entry ", i);
         EXPECT(idx.stores(static_cast<size_t>(c * n + i) * 4) == 1);
@@ -73,6 +78,11 @@ TEST(compact_kernel_lists_kept_rows_in_order) {
   for (const int64_t n : {0, 1, 31, 32, 33, 255, 256, 257, 1025})
     compacts<uint8_t>(n, 1, false, 0xff, 1, 0, 1, kSchedules);
   for (const int mix : {0, 2}) compacts<uint8_t>(300, 1, false, 0xff, 1, 0, mix);
+}
+
+TEST(compact_kernel_lists_dropped_rows_behind) {
+  for (const int64_t n : {0, 1, 33, 257, 700}) compacts<uint8_t>(n, 2, false, 0xff, 1, 0, 1, kSchedules, true);
+  for (const int mix : {0, 2}) compacts<uint32_t>(70, 1, false, 0x7fffffff, 0x3f800000, 0x80000000u, mix, 2, true);
 }
 
 TEST(compact_kernel_reads_every_type_and_stride) {

@@ -22,7 +22,9 @@ TEST(conv_gpu_smoke_f16) {
             .ci = 16,
             .co = 32,
             .extra_x = 8,
-            .extra_y = 8},
+            .extra_y = 8,
+            .scale = true,
+            .bias = true},
            2);
   Case far{.n = 2, .h = 5, .w = 4, .c_in = 16, .c_out = 24, .residual = true, .far = int64_t{3} << 31};
   far.x_rows = far.y_rows = {1}, far.count = 1;

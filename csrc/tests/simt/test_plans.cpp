@@ -1,5 +1,9 @@
 // Prints what each kernel is launched with, for the static checks (tests/gpu/proof_static.py).
+#include "../../block_skip/compact.cuh"
 #include "../../conv/conv_configs.cuh"
+#include "../../conv/depthwise.cuh"
+#include "../../pq/embedding.cuh"
+#include "../../sliced_conv/schedule.cuh"
 #include "../check.h"
 
 namespace effkern::test {
@@ -31,6 +35,29 @@ TEST(conv_gpu_plans) {
   tiles<Math::BF16, device::BF16>();
   tiles<Math::TF32, float>();
   tiles<Math::F32, float>();
+}
+
+// Kernels of one tile: named as the compiler demangles them.
+TEST(other_plans) {
+  const auto print = [](const char* name, int threads, int shared, int blocks) {
+    std::printf("plan %s: %d threads %d bytes %d blocks\n", name, threads, shared, blocks);
+  };
+  for (const char* bits : {"unsigned char", "unsigned short", "unsigned int"})
+    print(("compact<" + std::string(bits) + ">").c_str(), block_skip::kCompactThreads, block_skip::kCompactShared, 4);
+  for (const char* type : {"effkern::device::F16", "effkern::device::BF16", "float"})
+    for (const char* sliding : {"true", "false"}) {
+      // A 3x3 kernel with stride 1, or 2 where nothing slides.
+      const conv::gpu::Size2 stride = *sliding == 't' ? conv::gpu::Size2{1, 1} : conv::gpu::Size2{2, 2};
+      conv::gpu::DepthwiseProblem<float> p{};
+      p.kernel = {3, 3}, p.stride = stride, p.dilation = {1, 1}, p.strips = 4;
+      const int filters = *type == 'f' ? 0 : 9 * 32 * 4;  // twice the channels of fp32
+      print(("depthwise<" + std::string(type) + ", " + sliding + ">").c_str(), conv::gpu::kDepthwiseThreads,
+            static_cast<int>(depthwise_shared(p)) + filters, *sliding == 't' ? 4 : 2);
+    }
+  for (const char* type : {"effkern::device::F16", "effkern::device::BF16", "float"})
+    for (const char* wide : {"true", "false"})
+      print(("lookup<" + std::string(type) + ", " + wide + ">").c_str(), pq::kLookupThreads, 0, 4);
+  print("schedule", sliced_conv::kScheduleThreads, sliced_conv::kScheduleShared, 1);
 }
 
 }  // namespace effkern::test

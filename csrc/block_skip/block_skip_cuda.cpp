@@ -1,0 +1,191 @@
+// Block skipping on CUDA: the mask becomes a list of rows on the device; the first convolution reads the kept samples
+// through it into a compact buffer, the last one adds the shortcut, writes the samples where they belong, and its idle
+// blocks copy the shortcut of the dropped ones. What lies between the convolutions has x's dtype (fp32 on the CPU).
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../conv/conv_op.h"
+#include "compact.h"
+
+namespace effkern::block_skip {
+namespace {
+
+struct Arguments {
+  const char* op;
+  const Tensor &x, &keep;
+  std::vector<Tensor> weights, biases;  // 2 of 3x3, or 3 of 1x1, 3x3, 1x1
+  int64_t stride;
+  const MaybeTensor& res;
+  std::string act, algo;
+};
+
+// Floats may be between 0 and 1: they blend.
+bool is_soft(const Tensor& keep) {
+  return keep.scalar_type() != ScalarType::Bool && keep.scalar_type() != ScalarType::Byte;
+}
+
+void check_keep(const Tensor& keep, const Tensor& x, Arg arg) {
+  device::check_here(keep, x, arg);
+  const ScalarType type = keep.scalar_type();
+  EFFKERN_CHECK_TYPE(type == ScalarType::Bool || type == ScalarType::Byte || type == ScalarType::Float ||
+                         type == ScalarType::BFloat16 || type == ScalarType::Half,
+                     arg.op, ": ", arg.name, " must be bool, uint8, float32, bfloat16 or float16, got ",
+                     torch::headeronly::toString(type));
+  for (int64_t i = 0; i < keep.dim(); ++i)
+    EFFKERN_CHECK_VALUE(keep.size(i) < kLimit, arg.op, ": ", arg.name, " must have fewer than 2^31 rows and columns");
+}
+
+// Launches compact over a [N] or [N, B] mask. idx: [B][N], count: [B].
+void sort(const device::Scope& scope, const Tensor& keep, Tensor& idx, Tensor& count, bool rest) {
+  const bool many = keep.dim() == 2;
+  run({.keep = scope.of<const char>(keep),
+       .size = static_cast<int>(keep.element_size()),
+       .signed_entries = is_soft(keep),
+       .n = keep.size(0),
+       .columns = many ? keep.size(1) : 1,
+       .row_stride = keep.stride(0),
+       .column_stride = many ? keep.stride(1) : 0,
+       .idx = scope.of<int32_t>(idx),
+       .count = scope.of<int32_t>(count),
+       .rest = rest},
+      scope.stream());
+}
+
+// Everything about the convolutions of a block that does not depend on the mask.
+struct Conv {
+  Tensor weight;
+  MaybeTensor bias;
+  PackedWeight::Dims dims;
+  Geometry geometry;
+};
+
+std::vector<Conv> convs_of(const Arguments& a) {
+  std::vector<Conv> convs;
+  const ScalarType dtype = a.x.scalar_type();
+  const bool basic = a.weights.size() == 2;
+  int64_t c_in = a.x.size(1);
+  for (size_t i = 0; i < a.weights.size(); ++i) {
+    const std::string w = "w" + std::to_string(i + 1), b = "b" + std::to_string(i + 1);
+    const Tensor& weight = a.weights[i];
+    EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), a.op, ": ", w,
+                        " must be a 4-d weight on the GPU, handles are the CPU engine's layout");
+    device::check_here(weight, a.x, {a.op, w.c_str()});
+    const PackedWeight::Dims dims = weight_dims(weight, 1, {a.op, w.c_str()}, &dtype);
+    const int64_t side = basic || i == 1 ? 3 : 1, stride = i == (basic ? 0u : 1u) ? a.stride : 1;
+    EFFKERN_CHECK_VALUE(dims.in_per_group == c_in && dims.kh == side && dims.kw == side, a.op, ": ", w,
+                        " must be [Co, ", c_in, ", ", side, ", ", side, "], got shape ", shape_text(weight));
+    convs.push_back({device::taps(weight),
+                     device::vector(a.biases[i], dims.out_channels, true, dtype, a.x, {a.op, b.c_str()}),
+                     dims,
+                     {{stride, stride}, {side / 2, side / 2}, {1, 1}}});
+    c_in = dims.out_channels;
+  }
+  return convs;
+}
+
+// With samples of contiguous elements, as idle blocks copy them.
+Tensor dense(const Tensor& map) {
+  const int64_t c = map.size(1), w = map.size(3), h = map.size(2);
+  const bool is =
+      (c <= 1 || map.stride(1) == 1) && (w <= 1 || map.stride(3) == c) && (h <= 1 || map.stride(2) == w * c);
+  return is ? map : torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+Tensor skip_block(const Arguments& a) {
+  const char* op = a.op;
+  const Tensor& x = a.x;
+  const device::Scope scope(x, {op, "x"});
+  Tensor in = device::pixels(x, x, {op, "x"});
+  const int64_t n = x.size(0), c = x.size(1);
+  const conv::Act act = act_from_name(a.act, op);
+  check_algo(a.algo, op);
+  check_keep(a.keep, x, {op, "keep"});
+  EFFKERN_CHECK_VALUE(a.keep.dim() == 1 && a.keep.size(0) == n, op, ": keep must be [", n, "], got shape ",
+                      shape_text(a.keep));
+  EFFKERN_CHECK_VALUE(a.stride >= 1 && a.stride < kLimit, op, ": stride must be at least 1, got ", a.stride);
+  const std::vector<Conv> convs = convs_of(a);
+  const int64_t c_out = convs.back().dims.out_channels;
+  const int64_t h = conv::out_size(x.size(2), 1, a.stride, 0, 1), w = conv::out_size(x.size(3), 1, a.stride, 0, 1);
+  if (a.res.has_value()) {
+    device::pixels(*a.res, x, {op, "res"});
+    EFFKERN_CHECK_TYPE(a.res->scalar_type() == x.scalar_type(), op, ": res must have x's dtype");
+    EFFKERN_CHECK_VALUE(a.res->size(0) == n && a.res->size(1) == c_out && a.res->size(2) == h && a.res->size(3) == w,
+                        op, ": res must be [", n, ", ", c_out, ", ", h, ", ", w, "], got ", shape_text(*a.res));
+  } else {
+    EFFKERN_CHECK_VALUE(a.stride == 1 && c_out == c, op, ": res must be given for stride ", a.stride, " and ", c,
+                        " to ", c_out, " channels; x does not fit as the shortcut");
+    in = dense(in);
+  }
+  const Tensor shortcut = a.res.has_value() ? dense(device::pixels(*a.res, x, {op, "res"})) : in;
+  EFFKERN_CHECK_VALUE(c_out * h * w < kLimit, op, ": a sample of the output must have fewer than 2^31 elements");
+  device::Output y(x, c_out, h, w);
+  if (y.pixels().numel() == 0) return y.finish();
+
+  Tensor rows = device::empty_ints(n, x), count = device::empty_ints(1, x);
+  sort(scope, a.keep, rows, count, /*rest=*/true);
+  Tensor from = in;
+  for (size_t i = 0; i < convs.size(); ++i) {
+    const Conv& conv = convs[i];
+    const bool last = i + 1 == convs.size();
+    conv::gpu::Question q{.op = op,
+                          .x = from,
+                          .weight = conv.weight,
+                          .y = y.pixels(),
+                          .dims = conv.dims,
+                          .part = {1, conv.dims.out_channels, conv.dims.in_per_group},
+                          .geometry = conv.geometry,
+                          .act = act,
+                          .bias = conv.bias,
+                          .samples = n,
+                          .count = count};
+    if (i == 0) q.x_rows = rows;
+    if (last) {
+      q.residual = shortcut, q.residual_rows = rows, q.y_rows = rows, q.copied = n;
+      if (is_soft(a.keep)) q.gate = torch::stable::contiguous(torch::stable::to(a.keep, ScalarType::Float));
+    } else {
+      const int64_t co = conv.dims.out_channels;
+      const int64_t hi = conv::out_size(from.size(2), 1, conv.geometry.stride[0], 0, 1);
+      const int64_t wi = conv::out_size(from.size(3), 1, conv.geometry.stride[1], 0, 1);
+      q.y = device::empty({{n, co, hi, wi}, {hi * wi * co, 1, wi * co, co}}, x.scalar_type(), x);
+    }
+    conv::gpu::run(scope, q);
+    from = q.y;
+  }
+  return y.finish();
+}
+
+Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                        const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
+  return skip_block({"skip_basic_block", x, keep, {w1, w2}, {b1, b2}, stride, res, act, algo});
+}
+
+Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
+                       const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
+                       std::string act, std::string algo) {
+  return skip_block({"skip_bottleneck", x, keep, {w1, w2, w3}, {b1, b2, b3}, stride, res, act, algo});
+}
+
+// Unlike on the CPU the entries are not checked to be in [0, 1]: everything that is not zero is kept.
+std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
+  EFFKERN_CHECK_VALUE(keep.dim() == 1 || keep.dim() == 2, "compact: keep must be [N] or [N, B], got shape ",
+                      shape_text(keep));
+  const device::Scope scope(keep, {"compact", "keep"});
+  check_keep(keep, keep, {"compact", "keep"});
+  const bool many = keep.dim() == 2;
+  const int64_t shape[] = {many ? keep.size(1) : 1, keep.size(0)};
+  Tensor idx =
+      torch::stable::empty({many ? shape : shape + 1, many ? 2u : 1u}, ScalarType::Int, std::nullopt, keep.device());
+  Tensor count = torch::stable::empty({shape, many ? 1u : 0u}, ScalarType::Int, std::nullopt, keep.device());
+  sort(scope, keep, idx, count, /*rest=*/false);
+  return {idx, count};
+}
+
+}  // namespace
+}  // namespace effkern::block_skip
+
+EFFKERN_CUDA_OPS(m) {
+  m.impl("skip_basic_block", TORCH_BOX(&effkern::block_skip::skip_basic_block));
+  m.impl("skip_bottleneck", TORCH_BOX(&effkern::block_skip::skip_bottleneck));
+  m.impl("compact", TORCH_BOX(&effkern::block_skip::compact));
+}

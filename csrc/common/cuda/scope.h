@@ -1,0 +1,45 @@
+// What host code of CUDA ops says about the device, in the real build and in the tests' (csrc/tests/simt/host.h), where
+// tensors of the CPU stand for those of a GPU and launches run in the harness.
+#pragma once
+
+#include "device.cuh"
+#include "stream.h"
+
+#if defined(EFFKERN_SIMT)
+#include "../../tests/simt/host.h"
+#else
+
+#include <torch/csrc/stable/accelerator.h>
+
+#include "../tensor.h"
+
+namespace effkern::device {
+
+inline bool is_here(const Tensor& tensor) { return tensor.is_cuda(); }
+
+// Makes x's device the current one while it lives; the stream is torch's current one there.
+class Scope {
+ public:
+  // TypeError unless x is on the GPU: an op comes here when any of its tensors is.
+  Scope(const Tensor& x, Arg arg)
+      : guard_(index_of(x, arg)), stream_(torch::stable::accelerator::getCurrentStream(x.get_device_index())) {}
+  Stream stream() const { return static_cast<Stream>(stream_.nativeHandle()); }
+  // A tensor's elements as a kernel takes them.
+  template <class T>
+  Global<T> of(const Tensor& tensor) const {
+    return {static_cast<T*>(const_cast<void*>(tensor.const_data_ptr()))};
+  }
+
+ private:
+  static int32_t index_of(const Tensor& x, Arg arg) {
+    EFFKERN_CHECK_TYPE(is_here(x), arg.op, ": ", arg.name, " must be on the GPU like the other arguments");
+    return x.get_device_index();
+  }
+  torch::stable::accelerator::DeviceGuard guard_;
+  torch::stable::accelerator::Stream stream_;
+};
+
+}  // namespace effkern::device
+
+#define EFFKERN_CUDA_OPS(m) STABLE_TORCH_LIBRARY_IMPL(effkern, CUDA, m)
+#endif

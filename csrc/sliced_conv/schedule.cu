@@ -1,0 +1,10 @@
+#include "../common/cuda/launch.cuh"
+#include "schedule.cuh"
+
+namespace effkern::sliced_conv {
+
+void run(const Schedule& s, device::Stream stream) {
+  device::launch("schedule", schedule, 1, kScheduleThreads, kScheduleShared, stream, s);
+}
+
+}  // namespace effkern::sliced_conv

@@ -1,0 +1,56 @@
+"""Every op on a GPU against the CPU's oracle: `make gpu-check`. Written without a GPU; no GPU has run it yet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from effkern.testing import Sample, map_tensors
+from tests.gpu.proof_host import OPS_ON_CUDA, REFUSED, rounded_between
+from tests.ops.catalog import as_tuple, check_values, every_sample, same_bits
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
+KEYS = [key for key, sample in every_sample().items() if sample.op.backends["cuda"] == "native"]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def on_gpu(args: tuple) -> tuple:
+    return map_tensors(lambda t: t.cuda(), args)
+
+
+def run(sample: Sample, args: tuple) -> tuple[Tensor, ...]:
+    try:
+        return as_tuple(sample.op(*args))
+    except ValueError as error:
+        if any(text in str(error) for text in REFUSED.values()):
+            pytest.skip(f"refused on the GPU by design: {error}")
+        raise
+
+
+def test_all_kernels_are_called():
+    assert {key.split("/")[0] for key in KEYS} == OPS_ON_CUDA
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("key", KEYS)
+def test_values(key, dtype):
+    sample = every_sample(dtype)[key]
+    outputs = tuple(y.cpu() for y in run(sample, on_gpu(sample.args)))
+    if key.startswith("skip_") and dtype != torch.float32:
+        sample = rounded_between(sample, dtype)
+    check_values(sample, sample.args, outputs, key)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_captured_graph_gives_the_same_bits(key):
+    sample = every_sample(torch.float16)[key]
+    args = on_gpu(sample.args)
+    want = run(sample, args)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = run(sample, args)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(same_bits(a, b) for a, b in zip(want, got, strict=True))

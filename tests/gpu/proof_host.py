@@ -1,0 +1,148 @@
+"""The CUDA ops from their arguments to their results, on the harness in place of a GPU: dispatch, checks, layouts,
+temporary tensors, launches and kernels, against the samples every op is tested with on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from effkern.ops._registry import OPS, checked_error
+from effkern.testing import DIRECT_LIMIT, UNIT, Sample, layouts
+from tests.gpu.host_library import NAMESPACE, load
+from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
+
+#: What must be there; an op that is lost would otherwise be skipped.
+OPS_ON_CUDA = {
+    "compact", "pq_embedding", "pq_embedding_bag", "rep_conv2d", "skip_basic_block", "skip_bottleneck", "sliced_conv2d",
+    "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged",
+}  # fmt: skip
+#: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
+REFUSED = {"handle": "must be a 4-d weight on the GPU", "groups": "groups must be 1 on the GPU"}
+
+
+def rounded_between(sample: Sample, dtype: torch.dtype) -> Sample:
+    """With the bound for what the GPU rounds to 16 bits between the convolutions of a block: twice at most, each error
+    passing through the sums and activations behind it."""
+    times = 1 + 3 * UNIT[dtype] / (DIRECT_LIMIT * UNIT[torch.float32])
+    magnitude = sample.magnitude
+    assert magnitude is not None
+    return dataclasses.replace(sample, magnitude=lambda *args: magnitude(*args) * times)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ops(tmp_path_factory) -> frozenset[str]:
+    return load(tmp_path_factory.mktemp("host"))
+
+
+def call(sample: Sample, args: tuple) -> Any:
+    try:
+        return getattr(getattr(torch.ops, NAMESPACE), sample.op.name)(*args)
+    except RuntimeError as error:
+        raise checked_error(error) from None
+
+
+def run(sample: Sample, args: tuple) -> tuple[Tensor, ...] | None:
+    """The results, or None for a call that the GPU refuses by design."""
+    try:
+        return as_tuple(call(sample, args))
+    except ValueError as error:
+        if any(text in str(error) for text in REFUSED.values()):
+            return None
+        raise
+
+
+def keys() -> list[str]:
+    return [key for key, sample in every_sample().items() if sample.op.name in OPS_ON_CUDA]
+
+
+#: Every layout of every tensor takes its time: for one sample of each op.
+WITH_LAYOUTS = frozenset({key.split("/")[0]: key for key in reversed(keys())}.values())
+
+
+def test_the_ops_are_there(ops):
+    assert ops == OPS_ON_CUDA
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("key", keys())
+def test_values_layouts_and_strides(key, dtype):
+    sample = every_sample(dtype)[key]
+    outputs = run(sample, sample.args)
+    if outputs is None:
+        pytest.skip("refused on the GPU by design")
+    if sample.op.name.startswith("skip_") and dtype != torch.float32:
+        sample = rounded_between(sample, dtype)
+    check_values(sample, sample.args, outputs if len(outputs) > 1 else outputs[0], key)
+    if dtype != torch.float32 or key not in WITH_LAYOUTS:
+        return
+    for name, value in sample.named_args().items():
+        if not isinstance(value, Tensor) or value.dim() != 4 or name not in (*batched(sample), "weight"):
+            continue
+        at = sample.op.arguments.index(name)
+        for layout, other in layouts(value).items():
+            args = (*sample.args[:at], other, *sample.args[at + 1 :])
+            for y, fake, first in zip(
+                as_tuple(call(sample, args)), as_tuple(sample.op.fake(*args)), outputs, strict=True
+            ):
+                assert y.stride() == fake.stride(), f"{key}: {name} {layout}"
+                assert same_bits(y, first), f"{key}: {name} {layout} changes the values"
+
+
+@pytest.mark.parametrize("key", keys())
+def test_a_sample_does_not_depend_on_the_others(key):
+    sample = every_sample()[key]
+    names = batched(sample)
+    if "x" not in names:
+        pytest.skip("no batch")
+    outputs = run(sample, sample.args)
+    if outputs is None:
+        pytest.skip("refused on the GPU by design")
+    rows = torch.arange(sample.named_args()["x"].size(0)).flip(0)[:1]
+    for y, alone in zip(outputs, as_tuple(call(sample, with_rows(sample, rows))), strict=True):
+        assert same_bits(y.index_select(0, rows), alone)
+
+
+def test_arguments_that_do_not_fit_are_refused_by_name():
+    x, w = torch.zeros(2, 4, 5, 5), torch.zeros(6, 4, 3, 3)
+    good = {"x": x, "weight": w, "bias": None, "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1,
+            "act": "none", "residual": None, "algo": "auto"}  # fmt: skip
+    bad = [
+        ("x", x[0], ValueError), ("x", x.double(), TypeError), ("x", x[:, :3], ValueError),
+        ("weight", w.half(), TypeError),
+        ("weight", w[0], ValueError), ("bias", torch.zeros(5), ValueError), ("bias", torch.zeros(6).long(), TypeError),
+        ("stride", [0, 1], ValueError), ("stride", [1], ValueError), ("padding", [-1, 0], ValueError),
+        ("dilation", [9, 9], ValueError), ("groups", 0, ValueError), ("groups", 5, ValueError),
+        ("act", "tanh", ValueError),
+        ("residual", x, ValueError), ("algo", "fast", ValueError),
+    ]  # fmt: skip
+    op = OPS["rep_conv2d"]
+    sample = Sample("bad", op, op.reference, tuple(good[name] for name in op.arguments))
+    assert call(sample, sample.args).shape == (2, 6, 5, 5)
+    for name, value, kind in bad:
+        with pytest.raises(kind, match="rep_conv2d: "):
+            call(sample, tuple((good | {name: value})[n] for n in op.arguments))
+
+
+def test_large_kernels_are_refused():
+    x, w = torch.zeros(1, 1, 40, 40), torch.zeros(1, 1, 33, 1)
+    op = OPS["rep_conv2d"]
+    sample = Sample("large", op, op.reference, (x, w, None, [1, 1], [0, 0], [1, 1], 1, "none", None, "auto"))
+    with pytest.raises(ValueError, match="at most 32"):
+        call(sample, sample.args)
+
+
+def test_widths_that_do_not_fit_are_held_to_what_does():
+    op = OPS["sliced_conv2d_ragged"]
+    x, w = torch.randn(3, 8, 4, 4), torch.randn(12, 8, 3, 3)
+
+    def args(c_in: list[int], c_out: list[int]) -> tuple:
+        return (x, w, None, torch.tensor(c_in), torch.tensor(c_out, dtype=torch.int32), 10, [1, 1], [1, 1], [1, 1], 1,
+                "prefix_groups", None, None, None, "none", "auto")  # fmt: skip
+
+    sample = Sample("widths", op, op.reference, args([8, 0, 8], [10, 10, 0]))
+    want = call(sample, sample.args)
+    assert same_bits(call(sample, args([99, -1, 2**40], [2**30, 11, -7])), want)

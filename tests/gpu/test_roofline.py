@@ -1,0 +1,18 @@
+"""The table of bounds in docs/gpu.md is the one that the model derives."""
+
+from __future__ import annotations
+
+from tests.build.package import CHECKOUT
+from tests.gpu.roofline import LAYERS, Card, Layer, table
+
+
+def test_the_page_shows_the_derived_table():
+    assert table() in (CHECKOUT / "docs" / "gpu.md").read_text(), "paste `python -m tests.gpu.roofline`"
+
+
+def test_bounds_by_hand():
+    layer = Layer("1x1", 2, 8, 4, 3, 1)
+    assert (layer.macs, layer.bytes) == (2 * 9 * 4 * 8, 2 * (2 * 9 * 8 + 32 + 2 * 9 * 4))
+    assert layer.bound_us(Card("slow memory", 1e-3, 1e9)) == (layer.bytes, "memory")
+    assert layer.bound_us(Card("slow cores", 1e9, 1e-6)) == (2 * layer.macs, "products")
+    assert {layer.bound_us(Card("A100", 2039, 312))[1] for layer in LAYERS} == {"memory", "products"}
