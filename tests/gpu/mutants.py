@@ -51,7 +51,10 @@ MUTANTS = (
         "      if (ahead > 0) loader.load();",
     ),
     Mutant(
-        "no barrier between main loop and epilogue", CONV, "device::sync();  // the stages become the epilogue's", ";"
+        "no barrier between main loop and epilogue",
+        CONV,
+        "device::sync();  // the stages become the epilogue's",
+        ";  // the stages become the epilogue's",
     ),
     Mutant(
         "no barrier after the table of rows",

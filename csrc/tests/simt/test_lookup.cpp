@@ -45,7 +45,7 @@ void looks_up(const Table& t, int seeds = kSchedules) {
     if (t.weights) weights.put(i, static_cast<float>(draw(3) - 1));
     if (row_of(i) == t.padding) continue;
     codes.permit(static_cast<size_t>(row_of(i)) * row_bytes, row_bytes, kReadable | kDefined);
-    if (t.scale) scale.put(row_of(i), 0.5f * static_cast<float>(row_of(i) % 4));
+    if (t.scale) scale.put(row_of(i), 0.5f * static_cast<float>(1 + row_of(i) % 4));
   }
   for (size_t b = 0; b < t.offsets.size(); ++b) std::memcpy(offsets.data() + b * 4, &t.offsets[b], 4);
   for (int64_t i = 0; i < int64_t{1} * bags * width; ++i) y.output(i);
