@@ -260,23 +260,32 @@ class Worker {
   int64_t* row_;
 };
 
+void run_units(const Problem& p, const Plan& plan, int64_t begin, int64_t end) {
+  const Kernels& k = kernels(isa());
+  if (plan.form != nullptr) return run_winograd(p, plan, k, begin, end);
+  Worker work(p, plan, k);
+  walk(p, plan, begin, end, work);
+}
+
+bool is_empty(const Problem& p) { return p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0; }
+
 }  // namespace
 
 void run(const Problem& p, int64_t threads) {
-  if (p.depthwise != nullptr) return run_depthwise(p, threads);
-  if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
+  if (is_empty(p)) return;
   if (threads == 0) threads = is_small(p) ? 1 : num_threads();
+  if (p.depthwise != nullptr) return run_depthwise(p, threads);
   const Plan plan = make_plan(p, threads);
-  const Kernels& k = kernels(isa());
-  const auto body = [&](int64_t begin, int64_t end) {
-    if (plan.form != nullptr) return run_winograd(p, plan, k, begin, end);
-    Worker work(p, plan, k);
-    walk(p, plan, begin, end, work);
-  };
-  if (threads == 1)
-    body(0, plan.items * plan.panel_splits);
-  else
-    parallel_for(0, plan.items * plan.panel_splits, 1, body);
+  const int64_t units = plan.items * plan.panel_splits;
+  if (threads == 1) return run_units(p, plan, 0, units);
+  parallel_for(0, units, 1, [&](int64_t begin, int64_t end) { run_units(p, plan, begin, end); });
+}
+
+Step step_of(const Problem& p, int64_t threads) {
+  if (is_empty(p)) return {};
+  if (p.depthwise != nullptr) return depthwise_step(p, threads);
+  const Plan plan = make_plan(p, threads);
+  return {plan.items * plan.panel_splits, [&p, plan](int64_t begin, int64_t end) { run_units(p, plan, begin, end); }};
 }
 
 }  // namespace effkern::conv

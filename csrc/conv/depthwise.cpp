@@ -295,30 +295,32 @@ void run_items(const Problem& p, const Cut& cut, int64_t begin, int64_t end, Bod
   }
 }
 
+void run_bands(const Problem& p, const Cut& cut, int64_t begin, int64_t end) {
+  Arena& arena = thread_arena();
+  if (cut.planes) {
+    arena.reset(DepthwisePlanes::scratch_bytes(p));
+    DepthwisePlanes work(p, arena);
+    run_items(p, cut, begin, end, work);
+  } else {
+    arena.reset(DepthwiseRows::scratch_bytes(p, cut.rows, cut.channels));
+    DepthwiseRows work(p, cut.rows, cut.channels, arena);
+    run_items(p, cut, begin, end, work);
+    if (cut.stream) depthwise_kernels(isa()).fence();
+  }
+}
+
 }  // namespace
 
 void run_depthwise(const Problem& p, int64_t threads) {
-  if (p.count == 0 || p.c_out == 0 || p.y.h == 0 || p.y.w == 0) return;
-  if (threads == 0) threads = is_small(p) ? 1 : num_threads();
   const Cut cut = cut_of(p, threads);
-  const auto body = [&](int64_t begin, int64_t end) {
-    Arena& arena = thread_arena();
-    if (cut.planes) {
-      arena.reset(DepthwisePlanes::scratch_bytes(p));
-      DepthwisePlanes work(p, arena);
-      run_items(p, cut, begin, end, work);
-    } else {
-      arena.reset(DepthwiseRows::scratch_bytes(p, cut.rows, cut.channels));
-      DepthwiseRows work(p, cut.rows, cut.channels, arena);
-      run_items(p, cut, begin, end, work);
-      if (cut.stream) depthwise_kernels(isa()).fence();
-    }
-  };
   const int64_t items = p.count * cut.blocks * cut.bands;
-  if (threads == 1)
-    body(0, items);
-  else
-    parallel_for(0, items, 1, body);
+  if (threads == 1) return run_bands(p, cut, 0, items);
+  parallel_for(0, items, 1, [&](int64_t begin, int64_t end) { run_bands(p, cut, begin, end); });
+}
+
+Step depthwise_step(const Problem& p, int64_t threads) {
+  const Cut cut = cut_of(p, threads);
+  return {p.count * cut.blocks * cut.bands, [&p, cut](int64_t begin, int64_t end) { run_bands(p, cut, begin, end); }};
 }
 
 }  // namespace effkern::conv

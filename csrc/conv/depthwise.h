@@ -14,6 +14,7 @@ namespace effkern::conv {
 // Runs a problem with `depthwise` set; called by run(). Every output is one sum over the taps in ascending order, taps
 // in the padding included (as 0 * weight), whatever the layout, the tile or the thread: all layouts give the same bits.
 void run_depthwise(const Problem& problem, int64_t threads);
+Step depthwise_step(const Problem& problem, int64_t threads);
 
 // Part of the outputs of one listed sample.
 struct DepthwiseBand {

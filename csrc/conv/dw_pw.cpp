@@ -217,4 +217,14 @@ void run_fused(const Problem& dw, const Problem& pw, int64_t threads) { run_all(
 
 void run_fused(const Problem& front, const Problem& dw, const Problem& pw) { run_all(&front, dw, pw, 0); }
 
+Step fused_step(const Problem* front, const Problem& dw, const Problem& pw, int64_t threads) {
+  if (pw.count == 0 || pw.c_out == 0 || pw.y.h == 0 || pw.y.w == 0) return {};
+  const Bands bands = bands_of(front, dw, threads);
+  const auto body = [front, &dw, &pw, bands](int64_t begin, int64_t end) {
+    run_bands(front, dw, pw, bands, begin, end);
+  };
+  // Each piece makes the rows again that it shares with the one before.
+  return {pw.count * bands.count, body, front != nullptr ? 1 : kPieces};
+}
+
 }  // namespace effkern::conv

@@ -22,4 +22,7 @@ bool can_fuse(const Problem& front, const Problem& depthwise, const Problem& poi
 // Gives the bits that running one after the other gives.
 void run_fused(const Problem& front, const Problem& depthwise, const Problem& pointwise);
 
+// Either as a step of a longer work, cut for `threads` threads; `front` may be null. The problems must outlive it.
+Step fused_step(const Problem* front, const Problem& depthwise, const Problem& pointwise, int64_t threads);
+
 }  // namespace effkern::conv

@@ -21,12 +21,20 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-bool is_small(const Problem& p) {
-  // 20 us at the 50 GMAC/s of one AVX2 core; a pool of threads costs 5 to 10 us a call.
-  constexpr double kMacs = 1e6;
+namespace {
+
+double macs(const Problem& p) {
   const double outputs = static_cast<double>(p.count) * p.y.h * p.y.w * p.c_out;
-  return outputs * p.kh * p.kw * (p.groups > 0 ? p.c_in / p.groups : 0) < kMacs;
+  return outputs * p.kh * p.kw * (p.groups > 0 ? p.c_in / p.groups : 0);
 }
+
+}  // namespace
+
+// 20 us at the 50 GMAC/s of one AVX2 core; a pool of threads costs 5 to 10 us a call.
+bool is_small(const Problem& p) { return macs(p) < 1e6; }
+
+// 2 us; threads that wait for one another need a quarter of one.
+bool is_tiny(const Problem& p) { return macs(p) < 1e5; }
 
 const WinogradForm* winograd_form(const Problem& p) {
   static constexpr WinogradForm kForms[] = {{Algo::Winograd43, 1, 4, 6, {0, 4, 4, 5}, 130, 110},
@@ -124,6 +132,11 @@ Plan make_plan(const Problem& p, int64_t threads) {
     cut(p, 1, decoded || plan.joined ? kDecodedPixels : kPixels, threads, plan);
   plan.panels = p.groups * panels_of(p.c_out / p.groups);
   plan.panel_splits = 1;
+  // Fewer panels than threads: the maps are cut too, though each band transforms the weights.
+  if (plan.form != nullptr && plan.items > 0 && plan.items * plan.panels < threads) {
+    const int64_t lines = ceil_div(p.y.h, plan.form->tile), line = ceil_div(p.y.w, plan.form->tile);
+    cut(p, plan.form->tile, ceil_div(lines, ceil_div(threads, plan.items * plan.panels)) * line, threads, plan);
+  }
   const int64_t wanted = plan.form != nullptr ? threads : 2 * threads;
   if (threads > 1 && plan.items % threads != 0 && plan.items < 4 * wanted) {
     int64_t splits = ceil_div(wanted, plan.items);

@@ -49,6 +49,9 @@ const WinogradForm* winograd_form(const Problem& problem);
 // True if the work is done sooner than a second thread is woken up: it then stays on the calling thread.
 bool is_small(const Problem& problem);
 
+// True if the work is done sooner than a thread that waits for it hears of it.
+bool is_tiny(const Problem& problem);
+
 Plan make_plan(const Problem& problem, int64_t threads);
 
 // Floats of the staged copy of an item's input.

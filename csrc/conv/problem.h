@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/half.h"
+#include "../common/parallel.h"
 
 namespace effkern::conv {
 
@@ -112,5 +113,8 @@ inline int64_t out_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad,
 // on the order of the lists or on the number of threads, bit for bit: every output element is one sum over (tap,
 // input channel) in ascending order, or for Winograd over input channels in every product of its tile.
 void run(const Problem& problem, int64_t threads = 0);
+
+// The same as a step of a longer work, cut for `threads` threads. The problem must outlive it.
+Step step_of(const Problem& problem, int64_t threads);
 
 }  // namespace effkern::conv

@@ -10,6 +10,7 @@
 #include "../common/arena.h"
 #include "../common/packed_weight.h"
 #include "../conv/dw_pw.h"
+#include "../conv/plan.h"
 
 namespace effkern::rep_conv {
 namespace {
@@ -21,7 +22,7 @@ constexpr int64_t kReturned = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxElements = int64_t{1} << 58;
 
 // One convolution as `steps` tells it: value numbers count x, others, then the results of the steps before.
-struct Step {
+struct ConvStep {
   int64_t x, residual, handle, out_channels, kh, kw;
   Geometry g;
   int64_t groups;
@@ -61,10 +62,10 @@ class Reader {
   const char *at_, *end_, *first_ = at_;
 };
 
-std::vector<Step> read_steps(const std::string& text) {
-  std::vector<Step> steps;
+std::vector<ConvStep> read_steps(const std::string& text) {
+  std::vector<ConvStep> steps;
   for (Reader read(text); !read.done();) {
-    Step s{};
+    ConvStep s{};
     s.x = read.number(), s.residual = read.number(), s.handle = read.number();
     s.out_channels = read.number(), s.kh = read.number(), s.kw = read.number();
     std::vector<int64_t> pairs[3];
@@ -115,7 +116,7 @@ conv::Activation dense_map(DType dtype, int64_t n, int64_t c, int64_t h, int64_t
   return a;
 }
 
-conv::Activation result_of(const Step& s, size_t index, DType dtype, const std::vector<conv::Activation>& values,
+conv::Activation result_of(const ConvStep& s, size_t index, DType dtype, const std::vector<conv::Activation>& values,
                            const std::vector<Tensor>& handles) {
   const auto known = static_cast<int64_t>(values.size());
   EFFKERN_CHECK_VALUE(s.x >= 0 && s.x < known && s.residual >= -1 && s.residual < known, kOp, ": step ", index,
@@ -154,7 +155,7 @@ conv::Activation result_of(const Step& s, size_t index, DType dtype, const std::
 // A step ready to run. The problem points into the handle and into `values`.
 class Convolution {
  public:
-  Convolution(const Step& s, const Tensor& handle, const std::vector<conv::Activation>& values,
+  Convolution(const ConvStep& s, const Tensor& handle, const std::vector<conv::Activation>& values,
               const conv::Activation& y)
       : dims_(PackedWeight::dims(handle, s.groups, {kOp, "handles"})),
         packed_(handle, dims_, {dims_.groups, dims_.out_channels / dims_.groups, dims_.in_per_group}) {
@@ -177,7 +178,7 @@ class Convolution {
   conv::Problem problem_;
 };
 
-bool is_pointwise(const Step& s) {
+bool is_pointwise(const ConvStep& s) {
   const Geometry& g = s.g;
   return s.kh == 1 && s.kw == 1 && s.groups == 1 && g.stride[0] == 1 && g.stride[1] == 1 && g.pad[0] == 0 &&
          g.pad[1] == 0;
@@ -185,50 +186,49 @@ bool is_pointwise(const Step& s) {
 
 // True if step i filters channel by channel and only step i + 1 reads the result, to mix the channels: such a pair may
 // run in one pass. Value `given + i` is the result of step i, `last` tells which step reads it last.
-bool is_pair(const std::vector<Step>& chain, size_t i, int64_t given, const std::vector<int64_t>& last) {
+bool is_pair(const std::vector<ConvStep>& chain, size_t i, int64_t given, const std::vector<int64_t>& last) {
   if (i + 1 >= chain.size() || last[i] != static_cast<int64_t>(i) + 1) return false;
-  const Step &filter = chain[i], &mix = chain[i + 1];
+  const ConvStep &filter = chain[i], &mix = chain[i + 1];
   const int64_t result = given + static_cast<int64_t>(i);
   return filter.groups > 1 && filter.groups == filter.out_channels && filter.residual < 0 && is_pointwise(mix) &&
          mix.x == result && mix.residual != result;
 }
 
 // True if only the pair behind step i reads its result: the three may run in one pass.
-bool is_front(const std::vector<Step>& chain, size_t i, int64_t given, const std::vector<int64_t>& last,
+bool is_front(const std::vector<ConvStep>& chain, size_t i, int64_t given, const std::vector<int64_t>& last,
               const std::vector<bool>& pair) {
   const int64_t result = given + static_cast<int64_t>(i);
   return i + 1 < chain.size() && pair[i + 1] && last[i] == static_cast<int64_t>(i) + 1 && chain[i + 1].x == result;
 }
 
 // Runs all steps; `values` have their memory, pair[i] tells that steps i and i + 1 may run in one pass, front[i] that
-// i, i + 1 and i + 2 may.
-void run_chain(const std::vector<Step>& chain, const std::vector<Tensor>& handles,
+// i, i + 1 and i + 2 may. One fork and one join serve them all: the maps of a small network are done sooner than a pool
+// of threads is called and left.
+void run_chain(const std::vector<ConvStep>& chain, const std::vector<Tensor>& handles,
                const std::vector<conv::Activation>& values, size_t given, const std::vector<bool>& pair,
                const std::vector<bool>& front) {
-  const auto step = [&](size_t i) {
-    return Convolution(chain[i], handles[chain[i].handle], values, values[given + i]);
-  };
+  const int64_t threads = num_threads();
+  std::vector<Convolution> ready;
+  ready.reserve(chain.size());  // steps hold the addresses of problems
+  for (size_t i = 0; i < chain.size(); ++i)
+    ready.emplace_back(chain[i], handles[chain[i].handle], values, values[given + i]);
+  std::vector<Step> steps;
+  steps.reserve(chain.size());
+  const auto empty = [&](size_t i) { return values[given + i].n == 0 || values[given + i].c == 0; };
+  const auto problem = [&](size_t i) -> const conv::Problem& { return ready[i].problem(); };
   for (size_t i = 0; i < chain.size(); ++i) {
-    if (values[given + i].n == 0 || values[given + i].c == 0) continue;
-    const Convolution one = step(i);
-    if (front[i] && values[given + i + 2].c != 0) {
-      const Convolution filter = step(i + 1), mix = step(i + 2);
-      if (conv::can_fuse(one.problem(), filter.problem(), mix.problem())) {
-        conv::run_fused(one.problem(), filter.problem(), mix.problem());
-        i += 2;
-        continue;
-      }
+    if (empty(i)) continue;
+    if (front[i] && !empty(i + 2) && conv::can_fuse(problem(i), problem(i + 1), problem(i + 2))) {
+      steps.push_back(conv::fused_step(&problem(i), problem(i + 1), problem(i + 2), threads));
+      i += 2;
+    } else if (pair[i] && !empty(i + 1) && conv::can_fuse(problem(i), problem(i + 1))) {
+      steps.push_back(conv::fused_step(nullptr, problem(i), problem(i + 1), threads));
+      i += 1;
+    } else {
+      steps.push_back(conv::step_of(problem(i), conv::is_tiny(problem(i)) ? 1 : threads));
     }
-    if (pair[i] && values[given + i + 1].c != 0) {
-      const Convolution next = step(i + 1);
-      if (conv::can_fuse(one.problem(), next.problem())) {
-        conv::run_fused(one.problem(), next.problem());
-        ++i;
-        continue;
-      }
-    }
-    conv::run(one.problem());
   }
+  parallel_steps(steps, threads);
 }
 
 struct Free {
@@ -237,7 +237,7 @@ struct Free {
 
 std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others, std::vector<Tensor> handles,
                                      std::string steps, std::vector<int64_t> outputs) {
-  const std::vector<Step> chain = read_steps(steps);
+  const std::vector<ConvStep> chain = read_steps(steps);
   std::vector<conv::Activation> values;
   values.reserve(1 + others.size() + chain.size());
   values.push_back(activation(x, {kOp, "x"}));

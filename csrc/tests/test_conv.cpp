@@ -259,9 +259,13 @@ TEST(threads_do_not_change_a_bit) {
     const std::vector<float> alone = t.snapshot();
     t.reset();
     set_parallel(on_threads, three);
-    conv::run(t.problem());
+    conv::run(t.problem(), 3);
     set_parallel(serially, one);
     EXPECT(same_bits(alone, t.snapshot()), "trial ", trial);
+    t.reset();
+    const Step step = conv::step_of(t.problem(), 3);
+    for (int64_t i = step.units; i-- > 0;) step.run(i, i + 1);
+    EXPECT(same_bits(alone, t.snapshot()), "as a step, trial ", trial);
   }
 }
 
