@@ -5,11 +5,13 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "../common/arena.h"
 #include "../common/packed_weight.h"
 #include "../conv/dw_pw.h"
+#include "../conv/mean.h"
 #include "../conv/plan.h"
 
 namespace effkern::rep_conv {
@@ -21,11 +23,15 @@ constexpr size_t kKeptBytes =
 constexpr int64_t kReturned = std::numeric_limits<int64_t>::max();
 constexpr int64_t kMaxSize = int64_t{1} << 31, kMaxElements = int64_t{1} << 58;
 
-// One convolution as `steps` tells it: value numbers count x, others, then the results of the steps before.
+enum class Kind { Convolution, Mean, MeanUp };
+
+// One convolution, or average, as `steps` tells it: value numbers count x, others, then the results of the steps
+// before.
 struct ConvStep {
   int64_t x, residual, handle, out_channels, kh, kw;
   Geometry g;
   int64_t groups;
+  Kind kind;
   conv::Act act;
 };
 
@@ -75,7 +81,9 @@ std::vector<ConvStep> read_steps(const std::string& text) {
     }
     s.g = geometry(pairs[0], pairs[1], pairs[2], kOp);
     s.groups = read.number();
-    s.act = act_from_name(read.word(), kOp);
+    const std::string word = read.word();
+    s.kind = word == "mean" ? Kind::Mean : word == "meanup" ? Kind::MeanUp : Kind::Convolution;
+    if (s.kind == Kind::Convolution) s.act = act_from_name(word, kOp);
     read.end_of_step();
     steps.push_back(s);
   }
@@ -116,11 +124,34 @@ conv::Activation dense_map(DType dtype, int64_t n, int64_t c, int64_t h, int64_t
   return a;
 }
 
+// The result of an average; a kernel of 0 x 0 is the whole map.
+conv::Activation mean_of(const ConvStep& s, size_t index, DType dtype, const conv::Activation& in) {
+  const bool plain = s.residual == -1 && s.handle == -1 && s.groups == 1 && s.g.pad[0] == 0 && s.g.pad[1] == 0 &&
+                     s.g.dil[0] == 1 && s.g.dil[1] == 1;
+  EFFKERN_CHECK_VALUE(plain, kOp, ": step ", index, " averages, so it must have residual and handle -1, no padding, ",
+                      "dilation 1 and 1 group");
+  EFFKERN_CHECK_VALUE(s.kh >= 0 && s.kw >= 0 && (s.kh == 0) == (s.kw == 0), kOp, ": the kernel of step ", index,
+                      " must be positive, or 0x0 for the whole map, got ", s.kh, "x", s.kw);
+  EFFKERN_CHECK_VALUE(s.out_channels >= in.c && s.out_channels < kMaxSize, kOp, ": step ", index,
+                      " must have as many channels as its input, ", in.c, ", or more, got ", s.out_channels);
+  const bool up = s.kind == Kind::MeanUp;
+  const int64_t h = s.kh == 0 ? in.h > 0 : conv::mean_size(in.h, s.kh, s.g.stride[0], up);
+  const int64_t w = s.kw == 0 ? in.w > 0 : conv::mean_size(in.w, s.kw, s.g.stride[1], up);
+  EFFKERN_CHECK_VALUE(h > 0 && w > 0, kOp, ": the input of step ", index, " (", in.h, "x", in.w,
+                      ") is smaller than its kernel (", s.kh, "x", s.kw, ")");
+  int64_t elements = 0;
+  const bool fits = !__builtin_mul_overflow(h * w, std::max<int64_t>(s.out_channels, 1), &elements) &&
+                    !__builtin_mul_overflow(elements, std::max<int64_t>(in.n, 1), &elements) && elements < kMaxElements;
+  EFFKERN_CHECK_VALUE(fits, kOp, ": the result of step ", index, " must be smaller, got ", h, "x", w);
+  return dense_map(dtype, in.n, s.out_channels, h, w);
+}
+
 conv::Activation result_of(const ConvStep& s, size_t index, DType dtype, const std::vector<conv::Activation>& values,
                            const std::vector<Tensor>& handles) {
   const auto known = static_cast<int64_t>(values.size());
   EFFKERN_CHECK_VALUE(s.x >= 0 && s.x < known && s.residual >= -1 && s.residual < known, kOp, ": step ", index,
                       " must read values below ", known, ", got ", s.x, " and ", s.residual);
+  if (s.kind != Kind::Convolution) return mean_of(s, index, dtype, values[s.x]);
   EFFKERN_CHECK_VALUE(s.handle >= 0 && s.handle < static_cast<int64_t>(handles.size()), kOp, ": step ", index,
                       " must use one of ", handles.size(), " handles, got ", s.handle);
   const Tensor& handle = handles[s.handle];
@@ -180,8 +211,8 @@ class Convolution {
 
 bool is_pointwise(const ConvStep& s) {
   const Geometry& g = s.g;
-  return s.kh == 1 && s.kw == 1 && s.groups == 1 && g.stride[0] == 1 && g.stride[1] == 1 && g.pad[0] == 0 &&
-         g.pad[1] == 0;
+  return s.kind == Kind::Convolution && s.kh == 1 && s.kw == 1 && s.groups == 1 && g.stride[0] == 1 &&
+         g.stride[1] == 1 && g.pad[0] == 0 && g.pad[1] == 0;
 }
 
 // True if step i filters channel by channel and only step i + 1 reads the result, to mix the channels: such a pair may
@@ -190,15 +221,21 @@ bool is_pair(const std::vector<ConvStep>& chain, size_t i, int64_t given, const 
   if (i + 1 >= chain.size() || last[i] != static_cast<int64_t>(i) + 1) return false;
   const ConvStep &filter = chain[i], &mix = chain[i + 1];
   const int64_t result = given + static_cast<int64_t>(i);
-  return filter.groups > 1 && filter.groups == filter.out_channels && filter.residual < 0 && is_pointwise(mix) &&
-         mix.x == result && mix.residual != result;
+  return filter.kind == Kind::Convolution && filter.groups > 1 && filter.groups == filter.out_channels &&
+         filter.residual < 0 && is_pointwise(mix) && mix.x == result && mix.residual != result;
 }
 
 // True if only the pair behind step i reads its result: the three may run in one pass.
 bool is_front(const std::vector<ConvStep>& chain, size_t i, int64_t given, const std::vector<int64_t>& last,
               const std::vector<bool>& pair) {
   const int64_t result = given + static_cast<int64_t>(i);
-  return i + 1 < chain.size() && pair[i + 1] && last[i] == static_cast<int64_t>(i) + 1 && chain[i + 1].x == result;
+  return chain[i].kind == Kind::Convolution && i + 1 < chain.size() && pair[i + 1] &&
+         last[i] == static_cast<int64_t>(i) + 1 && chain[i + 1].x == result;
+}
+
+conv::Mean mean_between(const ConvStep& s, const conv::Activation& x, const conv::Activation& y) {
+  if (s.kh == 0) return {x, y, {x.h, x.w}, {x.h, x.w}};
+  return {x, y, {s.kh, s.kw}, {s.g.stride[0], s.g.stride[1]}};
 }
 
 // Runs all steps; `values` have their memory, pair[i] tells that steps i and i + 1 may run in one pass, front[i] that
@@ -208,17 +245,19 @@ void run_chain(const std::vector<ConvStep>& chain, const std::vector<Tensor>& ha
                const std::vector<conv::Activation>& values, size_t given, const std::vector<bool>& pair,
                const std::vector<bool>& front) {
   const int64_t threads = num_threads();
-  std::vector<Convolution> ready;
-  ready.reserve(chain.size());  // steps hold the addresses of problems
+  std::vector<std::optional<Convolution>> ready(chain.size());  // steps hold the addresses of problems
   for (size_t i = 0; i < chain.size(); ++i)
-    ready.emplace_back(chain[i], handles[chain[i].handle], values, values[given + i]);
+    if (chain[i].kind == Kind::Convolution)
+      ready[i].emplace(chain[i], handles[chain[i].handle], values, values[given + i]);
   std::vector<Step> steps;
   steps.reserve(chain.size());
   const auto empty = [&](size_t i) { return values[given + i].n == 0 || values[given + i].c == 0; };
-  const auto problem = [&](size_t i) -> const conv::Problem& { return ready[i].problem(); };
+  const auto problem = [&](size_t i) -> const conv::Problem& { return ready[i]->problem(); };
   for (size_t i = 0; i < chain.size(); ++i) {
     if (empty(i)) continue;
-    if (front[i] && !empty(i + 2) && conv::can_fuse(problem(i), problem(i + 1), problem(i + 2))) {
+    if (chain[i].kind != Kind::Convolution) {
+      steps.push_back(conv::mean_step(mean_between(chain[i], values[chain[i].x], values[given + i])));
+    } else if (front[i] && !empty(i + 2) && conv::can_fuse(problem(i), problem(i + 1), problem(i + 2))) {
       steps.push_back(conv::fused_step(&problem(i), problem(i + 1), problem(i + 2), threads));
       i += 2;
     } else if (pair[i] && !empty(i + 1) && conv::can_fuse(problem(i), problem(i + 1))) {

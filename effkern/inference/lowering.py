@@ -15,13 +15,13 @@ from torch.utils import _pytree as pytree
 
 from effkern.inference.functional import is_torch_function
 from effkern.inference.module import RESERVED
-from effkern.inference.network import ConvCall, Network, conv_call, residual_of
+from effkern.inference.network import ConvCall, MeanCall, Network, chain_call, conv_call, residual_of
 from effkern.inference.recognize import as_activation, as_sum, bound
 from effkern.inference.report import Row
 from effkern.inference.tracing import is_torch_layer
 from effkern.ops._pack import pack_conv_weight, with_transforms
 from effkern.ops._registry import is_channels_last
-from effkern.ops.rep_conv.chain import ConvStep, write_steps
+from effkern.ops.rep_conv.chain import AverageStep, ConvStep, Step, write_steps
 
 #: Methods that look at how a tensor lies in memory.
 _STRIDED = frozenset({
@@ -111,8 +111,7 @@ def lay_out(network: Network) -> None:
     converted: dict[fx.Node, fx.Node] = {}
     changed: set[fx.Node] = set()  # nodes whose result may lie otherwise than in the original
     for node in network.calls():
-        call = conv_call(node)
-        if call is not None:
+        if chain_call(node) is not None:
             for x in node.all_input_nodes:
                 if not _is_channels_last(network, x):
                     if x not in converted:
@@ -140,8 +139,7 @@ def _weights_are_channels_last(root: nn.Module) -> bool:
 
 def _is_channels_last(network: Network, node: fx.Node) -> bool:
     """Whether a result certainly is in channels_last."""
-    call = conv_call(node)
-    if call is not None:
+    if chain_call(node) is not None:
         return True
     if as_activation(network, node) is not None or isinstance(network.module(node), nn.MaxPool2d):
         return len(node.all_input_nodes) == 1 and _is_channels_last(network, node.all_input_nodes[0])
@@ -222,7 +220,7 @@ def _chains(network: Network) -> list[list[fx.Node]]:
     current: set[fx.Node] = set()
     between: set[fx.Node] = set()  # needs the current chain
     for node in network.calls():
-        call = conv_call(node)
+        call = chain_call(node)
         needs = any(i in between for i in node.all_input_nodes)
         if call is None:
             if needs or any(i in current for i in node.all_input_nodes):
@@ -242,10 +240,14 @@ def _lower_chain(network: Network, chain: list[fx.Node], handles: Handles, tenso
     inputs = list(dict.fromkeys(i for node in chain for i in node.all_input_nodes if i not in members))
     numbers: dict[Any, int] = {node: i for i, node in enumerate([*inputs, *chain])}
     packs: dict[str, int] = {}
-    steps = []
+    steps: list[Step] = []
     for node in chain:
-        call = conv_call(node)
+        call = chain_call(node)
         assert call is not None
+        if isinstance(call, MeanCall):
+            x = numbers[node.args[0]]
+            steps.append(AverageStep(x, call.out_channels, call.kernel_size, call.stride, call.ceil_mode))
+            continue
         conv, residual = call.conv, residual_of(node)
         name = handles.name(handles.pack(call), f"{flat(call.parts[0][0]) or 'conv'}_pack", tensors)
         step = ConvStep(
@@ -268,7 +270,7 @@ def _lower_chain(network: Network, chain: list[fx.Node], handles: Handles, tenso
     op = torch.ops.effkern.rep_conv2d_chain.default
     outputs = [chain.index(node) for node in returned]
     place = network.insert(last, op, (inputs[0], inputs[1:], weights, write_steps(steps), outputs))
-    place.meta["lowered"] = [(conv_call(node), residual_of(node) is not None) for node in chain]
+    place.meta["lowered"] = [(chain_call(node), residual_of(node) is not None) for node in chain]
     for i, node in enumerate(returned):
         result = network.insert(last, operator.getitem, (place, i))
         node.replace_all_uses_with(result, delete_user_cb=lambda user: user not in members)
@@ -321,7 +323,10 @@ def describe(network: Network) -> list[Row]:
     return rows
 
 
-def _detail(call: ConvCall, has_residual: bool) -> str:
+def _detail(call: ConvCall | MeanCall, has_residual: bool) -> str:
+    if isinstance(call, MeanCall):
+        window = "x".join(map(str, call.kernel_size)) if any(call.kernel_size) else "map"
+        return f"{call.parts[0][0] or 'mean'}: mean of {window}"
     conv = call.conv
     rows, columns = conv.kernel_size
     text = f"{call.parts[0][0] or 'conv'}: {conv.in_channels}->{conv.weight.shape[0]} {rows}x{columns}"

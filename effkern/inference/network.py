@@ -24,6 +24,23 @@ def convolution(x: Tensor, residual: Tensor | None = None) -> Tensor:
     raise AssertionError("a convolution was not lowered")
 
 
+def average(x: Tensor) -> Tensor:
+    """Stands for averages over windows that can join a chain of convolutions; lowering replaces every call."""
+    raise AssertionError("an average was not lowered")
+
+
+@dataclass
+class MeanCall:
+    """What one call of :func:`average` computes: see :class:`effkern.ops.rep_conv.chain.AverageStep`."""
+
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    ceil_mode: bool
+    dtype: torch.dtype
+    parts: list[tuple[str, str]] = field(default_factory=list)
+
+
 @dataclass
 class ConvCall:
     """What one call of :func:`convolution` computes.
@@ -172,6 +189,15 @@ def conv_call(node: Any) -> ConvCall | None:
         assert isinstance(call, ConvCall)
         return call
     return None
+
+
+def chain_call(node: Any) -> ConvCall | MeanCall | None:
+    """The numbers behind a call of :func:`convolution` or :func:`average`."""
+    if isinstance(node, fx.Node) and node.target is average:
+        call = node.meta["conv"]
+        assert isinstance(call, MeanCall)
+        return call
+    return conv_call(node)
 
 
 def residual_of(node: fx.Node) -> fx.Node | None:

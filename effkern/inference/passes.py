@@ -15,10 +15,21 @@ import torch
 from torch import fx, nn
 
 from effkern.inference.functional import is_torch_function
-from effkern.inference.network import ConvCall, Network, conv_call, convolution, position, residual_of, sole_user
+from effkern.inference.network import (
+    ConvCall,
+    Network,
+    average,
+    conv_call,
+    convolution,
+    position,
+    residual_of,
+    sole_user,
+)
 from effkern.inference.recognize import (
     NotReplaceable,
     as_activation,
+    as_average,
+    as_channel_pad,
     as_convolution,
     as_norm,
     as_nothing,
@@ -336,6 +347,25 @@ def _join(network: Network, x: fx.Node, node: fx.Node, call: ConvCall, residual:
     network.erase(x)
 
 
+def join_averages(network: Network) -> None:
+    """Averages of a convolution's result are steps between convolutions, with zero channels behind them or without."""
+    for node in network.calls():
+        found = as_average(network, node)
+        if found is None:
+            continue
+        x, call, keeps = found
+        if keeps and not any(call.kernel_size) and any(user.op == "output" for user in node.users):
+            continue  # the strides of a 1x1 map that is returned are torch's
+        by = network.insert(node, average, (x,))
+        after = sole_user(node) if keeps else None
+        zeros = as_channel_pad(after) if after is not None else None
+        network.replace(node, by if keeps else network.insert(node, torch.flatten, (by, 1)))
+        if after is not None and zeros is not None:
+            call = replace(call, out_channels=call.out_channels + zeros, parts=[*call.parts, network.part(after)])
+            network.replace(after, by)
+        by.meta["conv"] = call
+
+
 PASSES: tuple[Callable[[Network], None], ...] = (
     fold_constants,
     read_convolutions,
@@ -346,4 +376,5 @@ PASSES: tuple[Callable[[Network], None], ...] = (
     merge_branches,
     fuse_residuals,
     fuse_activations,
+    join_averages,
 )

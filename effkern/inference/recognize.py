@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from effkern.inference.network import FLOATS, ConvCall, Network
+from effkern.inference.network import FLOATS, ConvCall, MeanCall, Network, chain_call
 from effkern.inference.tracing import is_frozen_norm
 from effkern.nn.rep_conv import RepConv2d
 from effkern.nn.repvgg_block import BranchBlock, ConvBN
@@ -256,6 +256,67 @@ def as_zero_pad(network: Network, node: fx.Node) -> tuple[tuple[int, int], tuple
         return None
     left, right, top, bottom = pad
     return (top, bottom), (left, right)
+
+
+# Averages
+
+
+def as_average(network: Network, node: fx.Node) -> tuple[fx.Node, MeanCall, bool] | None:
+    """``(x, numbers, keeps both dimensions)`` if a call averages windows of a convolution's result."""
+    module = network.module(node)
+    values: dict[str, Any] | None
+    x, keeps = next(iter(node.all_input_nodes), None), True
+    source = chain_call(x)
+    if x is None or source is None or len(node.all_input_nodes) != 1:
+        return None
+    kernel, stride, up = (0, 0), (1, 1), False
+    if type(module) is nn.AvgPool2d or node.target is F.avg_pool2d:
+        values = vars(module) if module is not None else bound(node, _avg_pool2d)
+        if values is None or values["divisor_override"] is not None:
+            return None
+        steps = values["kernel_size"] if values["stride"] in (None, ()) else values["stride"]
+        try:
+            kernel, stride, padding = _pair(values["kernel_size"]), _pair(steps), _pair(values["padding"])
+        except (NotReplaceable, TypeError):
+            return None
+        up = values["ceil_mode"]
+        if padding != (0, 0) or not isinstance(up, bool) or min(*kernel, *stride) < 1:
+            return None
+    elif type(module) is nn.AdaptiveAvgPool2d or node.target is F.adaptive_avg_pool2d:
+        values = vars(module) if module is not None else bound(node, lambda input, output_size: None)
+        if values is None or values["output_size"] not in (1, (1, 1), [1, 1]):
+            return None
+    elif node.target in (torch.mean, "mean"):
+        values = bound(node, lambda input, dim=None, keepdim=False, dtype=None, out=None: None)
+        if values is None or values["dtype"] is not None or values["out"] is not None:
+            return None
+        dims = values["dim"]
+        if not isinstance(dims, (list, tuple)) or sorted(dims, key=str) not in ([2, 3], [-1, -2], [-1, 2], [-2, 3]):
+            return None
+        keeps = values["keepdim"]
+        if not isinstance(keeps, bool):
+            return None
+    else:
+        return None
+    channels = source.out_channels if isinstance(source, MeanCall) else int(source.conv.weight.shape[0])
+    return x, MeanCall(channels, kernel, stride, up, source.dtype, [network.part(node)]), keeps
+
+
+def _avg_pool2d(  # type: ignore[no-untyped-def]
+    input, kernel_size, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+) -> None: ...
+
+
+def as_channel_pad(node: fx.Node) -> int | None:
+    """How many channels of zeros a call puts behind those of its input, if that is what it does."""
+    if node.target is not F.pad:
+        return None
+    arguments = bound(node, lambda input, pad, mode="constant", value=None: None) or {}
+    pad: Any = arguments.get("pad")
+    if arguments.get("mode") != "constant" or arguments["value"] not in (None, 0) or len(node.all_input_nodes) != 1:
+        return None
+    known = isinstance(pad, (list, tuple)) and len(pad) == 6 and all(isinstance(side, int) for side in pad)
+    return pad[5] if known and not any(pad[:5]) and pad[5] >= 0 else None
 
 
 def as_nothing(network: Network, node: fx.Node) -> str | None:

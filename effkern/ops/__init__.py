@@ -4,7 +4,7 @@ from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, s
 from effkern.ops.multi_branch_bn import multi_branch_bn_add_relu
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
-from effkern.ops.rep_conv.chain import ConvStep, rep_conv2d_chain
+from effkern.ops.rep_conv.chain import AverageStep, ConvStep, rep_conv2d_chain
 from effkern.ops.sliced_conv import (
     AttentionStep,
     MeanStep,
@@ -22,6 +22,7 @@ from effkern.ops.sliced_conv import (
 
 __all__ = [
     "AttentionStep",
+    "AverageStep",
     "ConvStep",
     "MeanStep",
     "SlicedStep",

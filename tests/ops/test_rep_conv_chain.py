@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from effkern.ops import ConvStep, pack_conv_weight, rep_conv2d_chain, rep_conv2d_packed
+from effkern.ops import AverageStep, ConvStep, pack_conv_weight, rep_conv2d_chain, rep_conv2d_packed
 from effkern.ops.rep_conv.chain import _chain_op, _reference, read_steps, write_steps
 
 
@@ -235,3 +236,64 @@ def test_a_batch_beyond_the_kept_scratch_goes_in_groups():
     y = rep_conv2d_chain(x, handles, steps, others=[other])[0]
     alone = [rep_conv2d_chain(x[i : i + 1], handles, steps, others=[other[:1]])[0] for i in range(5)]
     assert torch.equal(y, torch.cat(alone))
+
+
+def shortcuts():
+    """A pooled shortcut with zero channels behind it and a mean of the map, as in CIFAR's ResNets."""
+    handles = [handle(16, 3, 3, 3), handle(32, 16, 3, 3), handle(10, 32, 1, 1)]
+    steps = [
+        ConvStep(0, 0, 16, (3, 3), padding=(1, 1)),
+        AverageStep(1, 32, (2, 2), (2, 2), ceil_mode=True),
+        ConvStep(1, 1, 32, (3, 3), (2, 2), (1, 1), residual=2),
+        AverageStep(3, 32),
+        ConvStep(4, 2, 10, (1, 1), act="none"),
+    ]
+    return handles, steps
+
+
+@pytest.mark.parametrize("size", [(16, 16), (9, 13), (2, 3)])
+def test_averages_between_convolutions(size):
+    handles, steps = shortcuts()
+    x = torch.randn(5, 3, *size)
+    first, pooled, second, mean, _ = rep_conv2d_chain(x, handles, steps, range(5))
+    expected = F.avg_pool2d(first.double(), 2, ceil_mode=True)
+    assert pooled.shape[2:] == expected.shape[2:] and not pooled[:, 16:].any()
+    assert (pooled[:, :16] - expected).abs().max() <= 4e-7 * first.abs().max()
+    exact = second.double().mean((2, 3), keepdim=True)
+    assert (mean - exact).abs().max() <= 1e-6 * second.abs().max()
+    alone = torch.cat([rep_conv2d_chain(x[i : i + 1], handles, steps)[0] for i in range(5)])
+    assert torch.equal(alone, rep_conv2d_chain(x, handles, steps)[0])
+
+
+def test_threads_do_not_change_the_bits_of_a_chain():
+    handles, steps = shortcuts()
+    x = torch.randn(3, 3, 48, 48)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(rep_conv2d_chain(x, handles, steps, range(5)))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "step, message",
+    [
+        (AverageStep(0, 2), "as many channels as its input, 3"),
+        (AverageStep(0, 3, (5, 1)), "smaller than its kernel"),
+        (AverageStep(0, 3, (0, 1)), "must be positive, or 0x0"),
+        (AverageStep(0, 3, (1, 1), (0, 1)), "stride"),
+        (AverageStep(1, 3), "values below 1"),
+        ("0 -1 -1 3 1 1 1 1 1 0 1 1 1 mean;", "no padding"),
+        ("0 0 -1 3 1 1 1 1 0 0 1 1 1 mean;", "residual and handle -1"),
+    ],
+)
+def test_averages_that_are_refused(step, message):
+    text = step if isinstance(step, str) else write_steps([step])
+    for x in (torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4, device="meta")):
+        with pytest.raises(ValueError, match=message):
+            _chain_op(x, [], [], text, [0])

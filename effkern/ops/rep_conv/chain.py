@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.ops import _checks as check
@@ -43,18 +44,43 @@ class ConvStep(NamedTuple):
     residual: int = -1
 
 
-def write_steps(steps: Sequence[ConvStep]) -> str:
+class AverageStep(NamedTuple):
+    """Averages over windows in a chain, as ``avg_pool2d`` without padding takes them.
+
+    Attributes:
+        x: number of the value that is averaged.
+        out_channels: of the result; those that the value lacks are zero.
+        kernel_size: rows and columns of a window; ``(0, 0)`` is the whole map.
+        stride: rows and columns.
+        ceil_mode: whether a last window may reach past the map; only what lies on it is averaged.
+    """
+
+    x: int
+    out_channels: int
+    kernel_size: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (1, 1)
+    ceil_mode: bool = False
+
+
+Step = ConvStep | AverageStep
+
+
+def write_steps(steps: Sequence[Step]) -> str:
     """Steps as the operator takes them. One string is read in less time than a list of as many numbers is converted."""
     text = ""
     for s in steps:
+        if isinstance(s, AverageStep):
+            numbers = (s.x, -1, -1, s.out_channels, *s.kernel_size, *s.stride, 0, 0, 1, 1, 1)
+            text += " ".join(map(str, numbers)) + (" meanup;" if s.ceil_mode else " mean;")
+            continue
         geometry = (*s.kernel_size, *s.stride, *s.padding, *s.dilation, s.groups)
         text += " ".join(map(str, (s.x, s.residual, s.handle, s.out_channels, *geometry, s.act))) + ";"
     return text
 
 
-def read_steps(text: str) -> list[ConvStep]:
+def read_steps(text: str) -> list[Step]:
     """The inverse of :func:`write_steps`."""
-    steps = []
+    steps: list[Step] = []
     *lines, rest = text.split(";")
     for line in lines:
         try:
@@ -62,6 +88,14 @@ def read_steps(text: str) -> list[ConvStep]:
             x, residual, handle, outs, kh, kw, sh, sw, ph, pw, dh, dw, groups = map(int, numbers)
         except ValueError:
             raise ValueError(f"rep_conv2d_chain: steps must be 13 numbers and a name each, got {line!r}") from None
+        if act in ("mean", "meanup"):
+            if (residual, handle, ph, pw, dh, dw, groups) != (-1, -1, 0, 0, 1, 1, 1):
+                raise ValueError(
+                    "rep_conv2d_chain: a step that averages must have residual and handle -1, no padding, dilation 1 "
+                    f"and 1 group, got {line!r}"
+                )
+            steps.append(AverageStep(x, outs, (kh, kw), (sh, sw), act == "meanup"))
+            continue
         steps.append(ConvStep(x, handle, outs, (kh, kw), (sh, sw), (ph, pw), (dh, dw), groups, act, residual))
     if rest:
         raise ValueError(f"rep_conv2d_chain: steps must end in ';', got {rest!r}")
@@ -78,8 +112,12 @@ def _fake(x: Tensor, others: Sequence[Tensor], handles: Sequence[Tensor], steps:
     values = [x, *others]
     given = len(values)
     for i, step in enumerate(read_steps(steps)):
-        if not 0 <= step.x < len(values) or not -1 <= step.residual < len(values):
-            raise ValueError(f"{op}: step {i} must read values below {len(values)}, got {step.x} and {step.residual}")
+        residual = -1 if isinstance(step, AverageStep) else step.residual
+        if not 0 <= step.x < len(values) or not -1 <= residual < len(values):
+            raise ValueError(f"{op}: step {i} must read values below {len(values)}, got {step.x} and {residual}")
+        if isinstance(step, AverageStep):
+            values.append(_mean_result(step, i, values[step.x], op))
+            continue
         if not 0 <= step.handle < len(handles):
             raise ValueError(f"{op}: step {i} must use one of {len(handles)} handles, got {step.handle}")
         values.append(_result(step, i, values, handles[step.handle], op))
@@ -109,6 +147,36 @@ def _result(step: ConvStep, index: int, values: Sequence[Tensor], handle: Tensor
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _mean_result(step: AverageStep, index: int, x: Tensor, op: str) -> Tensor:
+    (kh, kw), channels = step.kernel_size, x.size(1)
+    if kh < 0 or kw < 0 or (kh == 0) != (kw == 0):
+        raise ValueError(f"{op}: the kernel of step {index} must be positive, or 0x0 for the whole map, got {kh}x{kw}")
+    if step.out_channels < channels:
+        raise ValueError(
+            f"{op}: step {index} must have as many channels as its input, {channels}, or more, got {step.out_channels}"
+        )
+    check.check_geometry(step.stride, (0, 0), (1, 1), op)
+    size = [1, 1]
+    if kh > 0:
+        size = [
+            0 if k > n else (n - k) // s + 1 + bool(step.ceil_mode and (n - k) % s and ((n - k) // s + 1) * s < n)
+            for n, k, s in zip(x.shape[2:], step.kernel_size, step.stride, strict=True)
+        ]
+    if min(size) == 0 or min(x.shape[2:]) == 0:
+        raise ValueError(
+            f"{op}: the input of step {index} ({x.size(2)}x{x.size(3)}) is smaller than its kernel ({kh}x{kw})"
+        )
+    shape = [x.size(0), step.out_channels, *size]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _mean(x: Tensor, step: AverageStep) -> Tensor:
+    kernel = step.kernel_size if any(step.kernel_size) else tuple(x.shape[2:])
+    stride = step.stride if any(step.kernel_size) else kernel
+    y = F.avg_pool2d(x, kernel, stride, ceil_mode=step.ceil_mode)
+    return F.pad(y, (0, 0, 0, 0, 0, step.out_channels - x.size(1)))
+
+
 def _reference(
     x: Tensor, others: Sequence[Tensor], handles: Sequence[Tensor], steps: str, outputs: Ints
 ) -> list[Tensor]:
@@ -126,6 +194,10 @@ def _follow(
     given, dtype, math = len(values), values[0].dtype, compute_dtype(values[0])
     values = list(values)
     for i, step in enumerate(read_steps(steps)):
+        if isinstance(step, AverageStep):
+            y = _mean(values[step.x].to(math), step)
+            values.append(y.to(dtype) if i in outputs else y)
+            continue
         residual = None if step.residual < 0 else values[step.residual].to(math)
         y = convolve(values[step.x].to(math), handles[step.handle], step, residual)
         values.append(y.to(dtype) if i in outputs else y)
@@ -172,7 +244,7 @@ _chain_op = Op(
 def rep_conv2d_chain(
     x: Tensor,
     handles: Sequence[Tensor],
-    steps: Sequence[ConvStep],
+    steps: Sequence[Step],
     outputs: Sequence[int] | None = None,
     others: Sequence[Tensor] = (),
 ) -> list[Tensor]:
@@ -185,7 +257,7 @@ def rep_conv2d_chain(
     Args:
         x: ``[n, c, h, w]``, float32, bfloat16 or float16, any strides.
         handles: weights packed by :func:`pack_conv_weight`.
-        steps: the convolutions in order.
+        steps: the convolutions in order, and averages (:class:`AverageStep`) among them.
         outputs: indices of the steps whose results are returned, each once. Default: the last one.
         others: further maps of x's dtype that steps read.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from effkern.ops._pack import _pack_op
 from effkern.ops.rep_conv import _op, _packed_op, chain, reference
-from effkern.ops.rep_conv.chain import ConvStep
+from effkern.ops.rep_conv.chain import AverageStep, ConvStep
 from effkern.testing import Sample, map_tensors, winograd_excess
 
 _PACKED_DIFFERENTLY = ("pointwise", "3x3", "two_groups", "depthwise", "depthwise_times_2", "no_outputs")
@@ -53,6 +53,9 @@ def chain_magnitude(x: Tensor, others: list[Tensor], handles: list[Tensor], step
     """A of the error bound of a chain's one result: the chain over absolute values, once a convolution in it."""
     values = [x.double().abs()]
     for s in chain.read_steps(steps):
+        if isinstance(s, chain.AverageStep):
+            values.append(chain._mean(values[s.x], s))
+            continue
         depth = values[s.x].size(1) // s.groups
         weight, bias = reference.unpack_conv_weight(handles[s.handle], s.out_channels, depth, s.kernel_size, s.groups)
         geometry = (s.stride, s.padding, s.dilation, s.groups, "none")
@@ -70,7 +73,7 @@ def _chains(dtype: torch.dtype) -> Iterator[Sample]:
         offset = torch.randn(shape[0], generator=random) if bias else None
         return reference.pack_conv_weight(torch.randn(shape, generator=random) / 3, offset, groups)
 
-    def chained(name: str, x: tuple[int, ...], handles: list[Tensor], steps: list[ConvStep], out: int) -> Sample:
+    def chained(name: str, x: tuple[int, ...], handles: list[Tensor], steps: Sequence[chain.Step], out: int) -> Sample:
         values = torch.randn(x, generator=random).to(dtype)
         args: tuple[Any, ...] = (values, [], handles, chain.write_steps(steps), [out])
         return Sample(f"chain_{name}", chain._chain_op, chain._reference, args, chain_magnitude, ("x",))
@@ -93,6 +96,13 @@ def _chains(dtype: torch.dtype) -> Iterator[Sample]:
         ConvStep(0, 0, 20, (3, 3), (2, 2), (1, 1)), ConvStep(0, 0, 20, (3, 3)),
         ConvStep(1, 1, 4, (2, 2), dilation=(2, 2), act="none"),
     ], 2)  # fmt: skip
+    shortcut = [handle(8, 3, 3, 3), handle(20, 8, 3, 3), handle(5, 20, 1, 1)]
+    yield chained("means", (2, 3, 9, 7), shortcut, [
+        ConvStep(0, 0, 8, **same), AverageStep(1, 20, (2, 2), (2, 2), ceil_mode=True),
+        ConvStep(1, 1, 20, (3, 3), (2, 2), (1, 1), residual=2), AverageStep(3, 20),
+        ConvStep(4, 2, 5, (1, 1), act="none"),
+    ], 4)  # fmt: skip
+    yield chained("mean_alone", (2, 70, 9, 7), [], [AverageStep(0, 75, (4, 3), (3, 2))], 0)
     yield chained("empty_batch", (0, 8, 5, 5), block, [ConvStep(0, 0, 8, **same), ConvStep(1, 1, 8, **same)], 1)
 
 
