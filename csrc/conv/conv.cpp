@@ -105,6 +105,7 @@ class Worker {
     t.high = e.act == Act::Relu6 ? 6.0f : kInfinity;
     t.curved = e.act == Act::Hardswish || e.act == Act::Silu;
     t.act = e.act;
+    t.fetch = plan_.far;
     return t;
   }
 

@@ -39,7 +39,7 @@ bool is_tiny(const Problem& p) { return macs(p) < 1e5; }
 const WinogradForm* winograd_form(const Problem& p) {
   static constexpr WinogradForm kForms[] = {{Algo::Winograd43, 1, 4, 6, {0, 4, 4, 5}, 130, 110},
                                             {Algo::Winograd23, 1, 2, 4, {0, 4}, 50, 50},
-                                            {Algo::Winograd33, 2, 3, 7, {0, 7, 7}, 150, 80}};
+                                            {Algo::Winograd33, 2, 3, 7, {0, 3, 5}, 150, 80}};
   if (p.algo == Algo::Direct || p.depthwise != nullptr || p.kh != 3 || p.kw != 3 || p.dil[0] != 1 || p.dil[1] != 1 ||
       p.stride[0] != p.stride[1] || p.groups == 0 || p.c_in == 0)
     return nullptr;
@@ -130,6 +130,7 @@ Plan make_plan(const Problem& p, int64_t threads) {
     cut(p, plan.form->tile, winograd_tiles(p, *plan.form), threads, plan);
   else
     cut(p, 1, decoded || plan.joined ? kDecodedPixels : kPixels, threads, plan);
+  plan.far = p.count * p.y.h * p.y.w * p.c_out * static_cast<int64_t>(dtype_size(p.y.dtype)) > kNearBytes;
   plan.panels = p.groups * panels_of(p.c_out / p.groups);
   plan.panel_splits = 1;
   // Fewer panels than threads: the maps are cut too, though each band transforms the weights.

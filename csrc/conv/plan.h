@@ -6,6 +6,8 @@
 
 namespace effkern::conv {
 
+constexpr int64_t kNearBytes = 512 * 1024;  // what a core's L2 holds at least
+
 // F(tile x tile, 3 x 3) of a stride, on input tiles of `side`.
 struct WinogradForm {
   Algo algo;
@@ -32,6 +34,7 @@ struct Plan {
   int64_t panel_splits;      // ranges of panels
   int64_t in_rows;           // input rows that an item's rows need at most
   int64_t pixels;            // output pixels per item at most
+  bool far;                  // the outputs are more than L2 holds: their lines are fetched ahead of the stores
   // Indirect GEMM: a pixel's sum runs over `taps` rows of `depth` floats, in parts of part_taps x part_depth.
   bool joined;  // a row holds all taps of a kernel's row, side by side in the staged line
   int64_t taps, depth, part_taps, part_depth;

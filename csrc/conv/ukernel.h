@@ -38,6 +38,7 @@ struct GemmTile {
   const float* ahead;                // weights that lie as those of a panel at b, fetched into the L2 cache meanwhile
   float* sums;                       // [rows][kMaxCols]; read if `more`, written unless `last`, overwritten in any case
   bool more, last;
+  bool fetch;    // with the last part: what the store reads and writes is not in L2
   int64_t cols;  // how many outputs are stored: up to 16 a panel
   // Read if `last`:
   void* const* y;               // of each row, `y_offset` floats before the first output
@@ -62,13 +63,13 @@ struct InputTile {
   int64_t y0, y1, x0, x1;
 };
 
-// What a side of a map is cut into: tiles of F's `out` outputs, and for F(4,3) a shorter one at the end, which needs
-// only some of a whole tile's values.
+// What a side of a map is cut into: tiles of F's `out` outputs and, where F has such, a shorter one at the end, which
+// needs only some of a whole tile's values.
 struct WinogradPiece {
   int out, side;  // outputs and inputs of the tile's side
   bool has[8];    // the values of a whole tile's side that it has
 };
-constexpr int kPieces = 3;  // whole tiles, 1 or 2 outputs left over, 3 left over
+constexpr int kPieces = 3;  // whole tiles, and the shorter ones in ascending order
 
 // The transforms of F(m x m, 3 x 3); values (i, j) of a tile are numbered i * side + j, also in a shorter tile.
 struct WinogradKernels {
@@ -76,12 +77,18 @@ struct WinogradKernels {
   int weight_side, pairs;      // rows of transformed weights, which are made two at a time
   const int (*weight_row)[2];  // the rows of each pair; weight_side stands for none
   const int* weight_of;        // value (i, j) is multiplied with transformed weight (weight_of[i], weight_of[j])
+  // Weights that are no more than a tap: values of row r and column c, where both have one, are multiplied with tap
+  // (tap_line[r], tap_line[c]) as it lies in the pack, and `weight` leaves them out. -1 stands for none.
+  const int* tap_line;
+  int tap_of(int64_t row, int64_t column) const {
+    return tap_line[row] < 0 || tap_line[column] < 0 ? -1 : 3 * tap_line[row] + tap_line[column];
+  }
   WinogradPiece piece[kPieces];
-  // The piece that does `left` outputs at the end of a side; 0 where the form has no shorter tiles and cuts a whole
-  // one.
+  // The piece that does `left` outputs at the end of a side: 0, a whole tile cut short, where no shorter one does.
   int piece_of(int64_t left) const {
-    const int shorter = left == 0 || left >= out ? 0 : left <= 2 ? 1 : 2;
-    return piece[shorter].out < out ? shorter : 0;
+    for (int i = 1; i < kPieces && left > 0; ++i)
+      if (piece[i].out < out && left <= piece[i].out) return i;
+    return 0;
   }
   // Rows weight_row[pair] of the weight transforms of a panel [tap][channel][16]: (weight_row[pair][r], j) of a channel
   // lies at u[(r * weight_side + j) * plane + channel * 16 + (0..16)].

@@ -12,7 +12,7 @@ namespace effkern::conv::avx512 {
 #include "winograd_impl.h"
 
 const Kernels table = {
-    12, tile<16, 12>, {8, 2, gemm_pair<8>}, store<16>, winograd<16, F23>(), winograd<16, F33>(), winograd43<16>()};
+    12, tile<16, 12>, {8, 2, gemm_pair<8>}, store<16>, winograd<16, F23>(), winograd33<16>(), winograd43<16>()};
 
 }  // namespace effkern::conv::avx512
 

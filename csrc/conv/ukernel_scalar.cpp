@@ -10,6 +10,6 @@ namespace effkern::conv::scalar {
 #include "winograd_impl.h"
 
 const Kernels table = {
-    6, tile<4, 6>, {6, 1, gemm<4, 6>}, store<4>, winograd<4, F23>(), winograd<4, F33>(), winograd43<4>()};
+    6, tile<4, 6>, {6, 1, gemm<4, 6>}, store<4>, winograd<4, F23>(), winograd33<4>(), winograd43<4>()};
 
 }  // namespace effkern::conv::scalar

@@ -8,6 +8,7 @@
 namespace effkern::conv {
 namespace {
 
+constexpr int64_t kTaps = 9;
 constexpr int64_t kLine = 16;  // floats of padding that keep parallel streams out of one cache set
 
 // Input channels whose weights are transformed at a time: two rows of transforms (24 KiB) are written to and read from
@@ -15,6 +16,16 @@ constexpr int64_t kLine = 16;  // floats of padding that keep parallel streams o
 constexpr int64_t kChunk = 32, kUPlane = kChunk * kPanel + 2 * kLine;
 // Of weights that were transformed beforehand 16 KiB, half of L1, are used by all tiles before the next.
 constexpr int64_t kPackedChunk = 256;
+
+// All rows of a block of channels come before the next block: its weights are then read from L2, a pack once from
+// memory.
+constexpr int64_t kBlock = 256;
+constexpr int64_t kBatch = 8;  // lines of weights fetched at a time
+
+int64_t block_of(int64_t depth, int64_t chunk) {
+  const int64_t blocks = (depth + kBlock - 1) / kBlock, chunks = (depth + chunk - 1) / chunk;
+  return std::max<int64_t>((chunks + blocks - 1) / blocks, 1) * chunk;
+}
 
 // Weights are read and transforms written side by side. Loads that share the low 12 bits of an address with a recent
 // store wait for it, so the transforms begin this far, modulo 4 KiB, behind the weights: 110 instead of 160 to 220
@@ -59,6 +70,12 @@ class Worker {
     rows_ = arena.take<const float*>(size_.tiles + kMaxRows);
     panel_ = arena.take<float>(p.weight->scratch_floats());
     staged_ = arena.take<float>(stage_floats(p, plan));
+    const int64_t values = size_.side * size_.side;
+    batches_ = (kTaps * kChunk / kBatch + values - 1) / values;
+    pixels_ = (plan.pixels + values - 1) / values;
+    in_pack_ = p.weight->tap_stride / kPanel;
+    fetch_weights_ = p.weight->scratch_floats() == 0 &&
+                     kTaps * p.c_in / p.groups * p.c_out * static_cast<int64_t>(sizeof(float)) > kNearBytes;
     for (int64_t t = 0; t < size_.tiles; ++t) rows_[t] = v_ + t * size_.v_pitch;
   }
 
@@ -75,27 +92,41 @@ class Worker {
 
  private:
   void run_panel(const PanelPlace& panel) {
-    const int64_t in_group = p_.c_in / p_.groups;
+    const int64_t in_group = p_.c_in / p_.groups, tap_stride = p_.weight->tap_stride;
     const float* packed = wino_.side == 6 ? p_.weight->transformed(panel.group, panel.index) : nullptr;
     const float* g = packed != nullptr ? nullptr : p_.weight->panel(panel.group, panel.index, panel_);
     const int64_t chunk = packed != nullptr ? kPackedChunk : kChunk;
-    const int64_t plane = packed != nullptr ? p_.weight->tap_stride : kUPlane;
-    for (int64_t pair = 0; pair < wino_.pairs; ++pair)
-      for (int64_t k = 0; k < in_group; k += chunk) {
-        const int64_t depth = std::min(chunk, in_group - k);
-        const float* u = packed != nullptr ? packed + pair * 2 * wino_.weight_side * plane + k * kPanel
-                                           : transform_weight(pair, g + k * kPanel, depth);
-        for (int64_t i = 0; i < size_.side; ++i) {
-          const int64_t r = wino_.weight_of[i] == wino_.weight_row[pair][0] ? 0 : 1;
-          if (wino_.weight_of[i] != wino_.weight_row[pair][r]) continue;
-          for (int64_t j = 0; j < size_.side; ++j) {
-            const int64_t value = i * size_.side + j, offset = value * size_.v_plane + panel.group * in_group + k;
-            const float* b = u + (r * wino_.weight_side + wino_.weight_of[j]) * plane;
-            const Range& tiles = range_[wino_.piece[down_].has[i]][wino_.piece[across_].has[j]];
-            multiply(tiles, offset, depth, b, k > 0, m_ + value * size_.m_plane);
+    const int64_t plane = packed != nullptr ? tap_stride : kUPlane;
+    const int64_t block = block_of(in_group, chunk);
+    const bool far = fetch_weights_ && packed == nullptr;
+    Pixels pixels;
+    for (int64_t first = 0; first < in_group; first += block)
+      for (int64_t pair = 0; pair < wino_.pairs; ++pair)
+        for (int64_t k = first; k < std::min(first + block, in_group); k += chunk) {
+          const int64_t depth = std::min(chunk, in_group - k);
+          const float* u = packed != nullptr ? packed + pair * 2 * wino_.weight_side * plane + k * kPanel
+                                             : transform_weight(pair, g + k * kPanel, depth);
+          Lines lines;
+          if (far) {
+            const bool here = first + block < in_group;  // the next block is this panel's, or the next panel's first
+            lines = {g + (here ? k + block : kTaps * in_pack_ + k - first) * kPanel, kTaps * pair / wino_.pairs,
+                     kTaps * (pair + 1) / wino_.pairs};
+          }
+          for (int64_t i = 0; i < size_.side; ++i) {
+            const int64_t row = wino_.weight_of[i], r = row == wino_.weight_row[pair][0] ? 0 : 1;
+            if (row != wino_.weight_row[pair][r]) continue;
+            for (int64_t j = 0; j < size_.side; ++j) {
+              const int64_t value = i * size_.side + j, offset = value * size_.v_plane + panel.group * in_group + k;
+              const int64_t column = wino_.weight_of[j], tap = wino_.tap_of(row, column);
+              const float* b =
+                  tap >= 0 ? g + tap * tap_stride + k * kPanel : u + (r * wino_.weight_side + column) * plane;
+              const Range& tiles = range_[wino_.piece[down_].has[i]][wino_.piece[across_].has[j]];
+              if (far) fetch(lines);
+              if (plan_.far && k + chunk >= in_group) fetch(pixels, panel.channel);
+              multiply(tiles, offset, depth, b, k > 0, m_ + value * size_.m_plane);
+            }
           }
         }
-      }
     finish(panel.channel, panel.cols);
   }
 
@@ -103,6 +134,52 @@ class Worker {
     float* u = behind(u_, g);
     wino_.weight(pair, g, p_.weight->tap_stride, depth, u, kUPlane);
     return u;
+  }
+
+  // Fetched into L2 beside the products, which leave the memory idle: the next block of weights, and with the last
+  // chunk what finish() reads and writes, a line at every pixel. Prefetchers of processors follow neither.
+  struct Lines {
+    const float* from = nullptr;         // of a chunk, tap 0
+    int64_t tap = 0, end = 0, line = 0;  // the next line, and the last tap
+  };
+  struct Pixels {
+    int64_t sample = 0, row = 0, column = 0;  // the next pixel
+  };
+
+  // The share of a value: each is called for side * side times.
+  void fetch(Lines& f) const {
+    for (int64_t n = batches_; n > 0 && f.tap < f.end; --n) {
+      const float* line = f.from + f.tap * p_.weight->tap_stride + f.line * kPanel;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kBatch; ++i) __builtin_prefetch(line + i * kPanel, 0, 2);
+      if ((f.line += kBatch) < kChunk) continue;
+      f.line = 0;
+      ++f.tap;
+    }
+  }
+
+  void fetch(Pixels& f, int64_t channel) const {
+    const Activation* residual = p_.epilogue.residual;
+    for (int64_t left = pixels_; left > 0 && f.sample < item_.samples;) {
+      const int64_t i = item_.first + f.sample, oy = item_.row + f.row, count = std::min(left, p_.y.w - f.column);
+      fetch_pixels(p_.y, y_row(p_, i), oy, f.column, channel, count);
+      if (residual != nullptr) fetch_pixels(*residual, residual_row(p_, i), oy, f.column, channel, count);
+      left -= count;
+      if ((f.column += count) < p_.y.w) continue;
+      f.column = 0;
+      if (++f.row < item_.rows) continue;
+      f.row = 0;
+      ++f.sample;
+    }
+  }
+
+  // Inlined, or GCC finds that it changes nothing and drops the calls.
+  __attribute__((always_inline)) static void fetch_pixels(const Activation& t, int64_t n, int64_t y, int64_t x,
+                                                          int64_t channel, int64_t count) {
+    if (t.sc != 1) return;
+    const char* pixel = at(t, n * t.sn + y * t.sh + x * t.sw + channel);
+    const int64_t step = t.sw * dtype_size(t.dtype);
+    for (; count > 0; --count, pixel += step) __builtin_prefetch(pixel, 1, 2);
   }
 
   // Tiles are numbered in four zones, so that those which have a value are side by side: whole tiles down and the
@@ -213,9 +290,11 @@ class Worker {
   const WinogradKernels& wino_;
   const Sizes size_;
   Item item_{};
-  int down_ = 0, across_ = 0;      // pieces at the end of the item's sides
-  Range range_[2][2] = {};         // of the values that the shorter tiles down and across have or lack
-  int64_t zone_[kZones + 1] = {};  // number of the first tile of each zone
+  int down_ = 0, across_ = 0;           // pieces at the end of the item's sides
+  Range range_[2][2] = {};              // of the values that the shorter tiles down and across have or lack
+  int64_t zone_[kZones + 1] = {};       // number of the first tile of each zone
+  int64_t batches_, pixels_, in_pack_;  // fetched beside the products of a value
+  bool fetch_weights_;                  // the weights are more than L2 holds
   float *v_, *u_, *m_, *panel_, *staged_;
   const float** rows_;
 };

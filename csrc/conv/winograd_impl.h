@@ -9,6 +9,7 @@
 // A map whose side is no multiple of 4 ends in F(2,3) or F(3,3) on some of F(4,3)'s points: the same rows of G, so that
 // no other weights are needed, 4 or 5 values a side instead of 6, and B^T scaled to fit (2 or 3 outputs of 0, +-1/q,
 // [q,] infinity). 14 = 4 + 4 + 4 + 2 takes 22^2 products instead of 24^2, 7 = 4 + 3 11^2 instead of 12^2.
+// Of stride 2 shorter tiles take 5 or 3 values a side instead of 7: 7 = 3 + 3 + 1 takes 17^2 products, not 21^2.
 //
 // Each F has: kOut outputs and kSide inputs of a tile's side; kRow, the rows of B^T, two at a time because two share
 // their inputs, as numbers below kGrid, the rows of a whole tile; kWeightSide rows of G, in pairs kWeightRow. A row
@@ -20,7 +21,8 @@ struct F43 {
   static constexpr int kOut = 4, kSide = 6, kGrid = 6, kWeightSide = 6;
   static constexpr int kPairs = 3, kRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{1, 2}, {3, 4}, {0, 5}};
-  static constexpr int kWeightOf[6] = {0, 1, 2, 3, 4, 5};  // the row of G that a row of B^T is multiplied with
+  static constexpr int kWeightOf[6] = {0, 1, 2, 3, 4, 5};       // the row of G that a row of B^T is multiplied with
+  static constexpr int kTapLine[6] = {-1, -1, -1, -1, -1, -1};  // two are, but packed transforms hold them too
   static constexpr float kQ = 1.41421356237309504880f;
 
   // Rows kRow[pair] of B^T d.
@@ -130,6 +132,7 @@ struct F23 {
   static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {1, 2}};
   static constexpr int kWeightPairs = 2, kWeightRow[2][2] = {{0, 3}, {1, 2}};
   static constexpr int kWeightOf[4] = {0, 1, 2, 3};
+  static constexpr int kTapLine[4] = {0, -1, -1, 2};
 
   template <int pair>
   static void input(const Vec* d, Vec* out) {
@@ -168,6 +171,7 @@ struct F33 {
   static constexpr int kPairs = 4, kRow[4][2] = {{0, 3}, {1, 2}, {4, 5}, {6, 7}};
   static constexpr int kWeightPairs = 3, kWeightRow[3][2] = {{0, 3}, {1, 2}, {4, 5}};
   static constexpr int kWeightOf[7] = {0, 1, 2, 3, 4, 4, 4};
+  static constexpr int kTapLine[5] = {0, -1, -1, 2, 1};
 
   template <int pair>
   static void input(const Vec* d, Vec* out) {
@@ -204,6 +208,52 @@ struct F33 {
     y[1] = m[step] - m[2 * step] + m[5 * step];
     y[2] = s - m[3 * step] + m[6 * step];
   }
+};
+
+// 2 outputs of F33: F(2,2) on the points 0, 1, infinity of the even pixels and 2 products of the odd ones.
+template <int kLanes>
+struct F33Two {
+  using Vec = typename Lanes<kLanes>::Vec;
+  static constexpr int kOut = 2, kSide = 5, kGrid = 7;
+  static constexpr int kPairs = 3, kRow[3][2] = {{0, 3}, {4, 5}, {1, 7}};
+
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      out[0] = d[0] - d[2];
+      out[1] = d[2] - d[4];
+    } else if constexpr (pair == 1) {
+      out[0] = d[1];
+      out[1] = d[3];
+    } else {
+      out[0] = out[1] = 2.0f * d[2];
+    }
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) {
+    y[0] = m[0] + m[step] + m[4 * step];
+    y[1] = m[step] - m[3 * step] + m[5 * step];
+  }
+};
+
+// 1 output of F33: a product a tap.
+template <int kLanes>
+struct F33One {
+  using Vec = typename Lanes<kLanes>::Vec;
+  static constexpr int kOut = 1, kSide = 3, kGrid = 7;
+  static constexpr int kPairs = 2, kRow[2][2] = {{0, 3}, {4, 7}};
+
+  template <int pair>
+  static void input(const Vec* d, Vec* out) {
+    if constexpr (pair == 0) {
+      out[0] = d[0];
+      out[1] = d[2];
+    } else {
+      out[0] = out[1] = d[1];
+    }
+  }
+
+  static void output(const Vec* m, int64_t step, Vec* y) { y[0] = m[0] + m[3 * step] + m[4 * step]; }
 };
 
 // Rows H::kRow[pair] of B^T d B for kLanes channels of one tile, with H's rows down and W's across; the pixels (i, j)
@@ -279,7 +329,7 @@ void wino_input(const InputTile& t, int64_t channels, float* v, int64_t plane) {
 }
 
 // Rows kWeightRow[pair] of the transformed weights of one panel: u[(r * weight_side + j) * plane + k * 16 + lane] =
-// (G g G^T)[kWeightRow[pair][r]][j] for k < channels.
+// (G g G^T)[kWeightRow[pair][r]][j] for k < channels, but for those that are a tap.
 template <int kLanes, template <int> class F, int pair>
 void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, float* u, int64_t plane) {
   using S = Lanes<kLanes>;
@@ -304,8 +354,11 @@ void wino_weight_pair(const float* g, int64_t tap_stride, int64_t channels, floa
       T::template weight<1>(h[r], out + 2);
       if constexpr (T::kWeightPairs == 3) T::template weight<2>(h[r], out + 4);
 #pragma GCC unroll 8
-      for (int j = 0; j < T::kWeightSide; ++j)
-        S::save(u + (r * T::kWeightSide + T::kWeightRow[j / 2][j % 2]) * plane + k, out[j]);
+      for (int j = 0; j < T::kWeightSide; ++j) {
+        const int row = T::kWeightRow[pair][r], column = T::kWeightRow[j / 2][j % 2];
+        if (T::kTapLine[row] < 0 || T::kTapLine[column] < 0)
+          S::save(u + (r * T::kWeightSide + column) * plane + k, out[j]);
+      }
     }
   }
 }
@@ -349,8 +402,8 @@ constexpr WinogradPiece wino_piece() {
   return piece;
 }
 
-// The table of F, whose maps end in Two for 1 or 2 outputs left over and in Three for 3.
-template <int kLanes, template <int> class F, class Two = F<kLanes>, class Three = F<kLanes>>
+// The table of F, whose maps end in the first of Short and Longer that does the outputs left over.
+template <int kLanes, template <int> class F, class Short = F<kLanes>, class Longer = F<kLanes>>
 constexpr WinogradKernels winograd() {
   using T = F<kLanes>;
   WinogradKernels k{};
@@ -360,32 +413,38 @@ constexpr WinogradKernels winograd() {
   k.pairs = T::kWeightPairs;
   k.weight_row = T::kWeightRow;
   k.weight_of = T::kWeightOf;
+  k.tap_line = T::kTapLine;
   k.piece[0] = wino_piece<T>();
-  k.piece[1] = wino_piece<Two>();
-  k.piece[2] = wino_piece<Three>();
+  k.piece[1] = wino_piece<Short>();
+  k.piece[2] = wino_piece<Longer>();
   k.weight = wino_weight<kLanes, F>;
   k.input[0][0] = wino_input<kLanes, T, T>;
-  k.input[0][1] = wino_input<kLanes, T, Two>;
-  k.input[0][2] = wino_input<kLanes, T, Three>;
-  k.input[1][0] = wino_input<kLanes, Two, T>;
-  k.input[1][1] = wino_input<kLanes, Two, Two>;
-  k.input[1][2] = wino_input<kLanes, Two, Three>;
-  k.input[2][0] = wino_input<kLanes, Three, T>;
-  k.input[2][1] = wino_input<kLanes, Three, Two>;
-  k.input[2][2] = wino_input<kLanes, Three, Three>;
+  k.input[0][1] = wino_input<kLanes, T, Short>;
+  k.input[0][2] = wino_input<kLanes, T, Longer>;
+  k.input[1][0] = wino_input<kLanes, Short, T>;
+  k.input[1][1] = wino_input<kLanes, Short, Short>;
+  k.input[1][2] = wino_input<kLanes, Short, Longer>;
+  k.input[2][0] = wino_input<kLanes, Longer, T>;
+  k.input[2][1] = wino_input<kLanes, Longer, Short>;
+  k.input[2][2] = wino_input<kLanes, Longer, Longer>;
   k.output[0][0] = wino_output<kLanes, T, T>;
-  k.output[0][1] = wino_output<kLanes, T, Two>;
-  k.output[0][2] = wino_output<kLanes, T, Three>;
-  k.output[1][0] = wino_output<kLanes, Two, T>;
-  k.output[1][1] = wino_output<kLanes, Two, Two>;
-  k.output[1][2] = wino_output<kLanes, Two, Three>;
-  k.output[2][0] = wino_output<kLanes, Three, T>;
-  k.output[2][1] = wino_output<kLanes, Three, Two>;
-  k.output[2][2] = wino_output<kLanes, Three, Three>;
+  k.output[0][1] = wino_output<kLanes, T, Short>;
+  k.output[0][2] = wino_output<kLanes, T, Longer>;
+  k.output[1][0] = wino_output<kLanes, Short, T>;
+  k.output[1][1] = wino_output<kLanes, Short, Short>;
+  k.output[1][2] = wino_output<kLanes, Short, Longer>;
+  k.output[2][0] = wino_output<kLanes, Longer, T>;
+  k.output[2][1] = wino_output<kLanes, Longer, Short>;
+  k.output[2][2] = wino_output<kLanes, Longer, Longer>;
   return k;
 }
 
 template <int kLanes>
 constexpr WinogradKernels winograd43() {
   return winograd<kLanes, F43, F43Two<kLanes>, F43Three<kLanes>>();
+}
+
+template <int kLanes>
+constexpr WinogradKernels winograd33() {
+  return winograd<kLanes, F33, F33One<kLanes>, F33Two<kLanes>>();
 }
