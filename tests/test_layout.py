@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_every_switch_is_documented():
     read = set(re.findall(r"""(?:environ\.get\(|getenv\(|environ\[)\s*["'](EFFKERN_[A-Z_]+)""", text))
     assert read, "no switch found: the pattern above is out of date"
     assert not {name for name in read if f"`{name}" not in table}
+
+
+def test_pytest_looks_into_every_folder_of_tests(pytestconfig):
+    """It passes over folders with names such as ``build`` unless told otherwise."""
+    skipped = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    passed_over = {f for f in folders for part in f.relative_to(ROOT).parts if any(fnmatch(part, s) for s in skipped)}
+    assert not passed_over

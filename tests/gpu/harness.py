@@ -8,7 +8,7 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.build.package import CHECKOUT
+from tests.native.package import CHECKOUT
 
 FLAGS = (
     "-std=c++20",

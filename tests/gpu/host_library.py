@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from effkern.ops._registry import OPS
-from tests.build.package import CHECKOUT
 from tests.gpu.harness import MACHINE, WORKERS
+from tests.native.package import CHECKOUT
 
 NAMESPACE = "effkern_simt"
 #: What is in _C_cuda.so beside kernels and `*_cuda.cpp` (setup.py).

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.package import CHECKOUT
 from tests.gpu.harness import FLAGS, MACHINE, WORKERS, compile_all, link
 from tests.gpu.mutants import COMPACT, DEPTHWISE, INDICES, LOOKUP, MUTANTS, SCHEDULE, Mutant
+from tests.native.package import CHECKOUT
 
 TABLE = CHECKOUT / "build" / "gpu-proof" / "mutants.md"
 TESTS = {  # of the others: CONV

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.package import CHECKOUT
 from tests.gpu import toolkit
 from tests.gpu.harness import WORKERS, build
 from tests.gpu.sass import LOCAL, Function, disassemble
+from tests.native.package import CHECKOUT
 
 RESOURCES = Path(__file__).with_name("resources.json")
 TABLE = CHECKOUT / "build" / "gpu-proof" / "resources.md"

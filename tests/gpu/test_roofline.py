@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests.build.package import CHECKOUT
 from tests.gpu.roofline import LAYERS, Card, Layer, table
+from tests.native.package import CHECKOUT
 
 
 def test_the_page_shows_the_derived_table():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.build.package import CHECKOUT, python
+from tests.native.package import CHECKOUT, python
 
 
 @pytest.mark.parametrize(("module", "done"), [("tests.gpu.check", "checked"), ("benchmarks.gpu", "measured")])

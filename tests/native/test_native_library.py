@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.build.package import PACKAGE, ROOT, python
+from tests.native.package import PACKAGE, ROOT, python
 
 LIBRARIES = [p for p in (PACKAGE / "_C.so", PACKAGE / "_C_cuda.so") if p.exists()]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import effkern
-from tests.build.package import PACKAGE, python
+from tests.native.package import PACKAGE, python
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.package import CHECKOUT
+from tests.native.package import CHECKOUT
 
 FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-ffp-contract=fast")
 # The files that know no torch, the engine's besides.

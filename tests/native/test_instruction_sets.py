@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.build.package import CHECKOUT, python
+from tests.native.package import CHECKOUT, python
 
 CALL = "import torch, effkern; effkern.ops.sliced_conv2d(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.build.package import CHECKOUT, python
+from tests.native.package import CHECKOUT, python
 
 
 @pytest.fixture
