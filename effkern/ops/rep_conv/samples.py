@@ -49,9 +49,12 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     yield from _chains(dtype)
 
 
-def chain_magnitude(x: Tensor, others: list[Tensor], handles: list[Tensor], steps: str, outputs: list[int]) -> Tensor:
-    """A of the error bound of a chain's one result: the chain over absolute values, once a convolution in it."""
-    values = [x.double().abs()]
+def chain_magnitude(
+    x: Tensor, others: list[Tensor], handles: list[Tensor], steps: str, outputs: list[int]
+) -> tuple[Tensor, ...]:
+    """A of the error bound of each result of a chain: the chain over absolute values, once a convolution in it."""
+    values = [value.double().abs() for value in (x, *others)]
+    given = len(values)
     for s in chain.read_steps(steps):
         if isinstance(s, chain.AverageStep):
             values.append(chain._mean(values[s.x], s))
@@ -63,7 +66,7 @@ def chain_magnitude(x: Tensor, others: list[Tensor], handles: list[Tensor], step
         offset = None if bias is None else bias.double().abs()
         excess = winograd_excess(values[s.x], weight, *geometry[:4], "auto")
         values.append(reference.rep_conv2d(values[s.x], weight.double().abs(), offset, *geometry, residual) + excess)
-    return values[1 + outputs[0]] * len(values)
+    return tuple(values[given + output] * len(values) for output in outputs)
 
 
 def _chains(dtype: torch.dtype) -> Iterator[Sample]:
