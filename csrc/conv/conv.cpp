@@ -139,7 +139,9 @@ class Worker {
     const int64_t line = y.w >= 2 * rows_ - 2 ? y.w : 0;  // shorter ones would end in tiles of few rows
     if (plan_.joined) return line;
     if (p_.kh != 1 || p_.kw != 1 || p_.pad[0] != 0 || p_.pad[1] != 0) return 0;
-    const bool whole = p_.stride[0] == 1 && p_.stride[1] == 1 && (plan_.staged || x.sh == x.w * x.sw) &&
+    // The phases of an input gradient may reach past x, to the right and below, where it counts as zero.
+    if ((y.h - 1) * p_.stride[0] >= x.h || (y.w - 1) * p_.stride[1] >= x.w) return 0;
+    const bool whole = y.w == x.w && p_.stride[0] == 1 && p_.stride[1] == 1 && (plan_.staged || x.sh == x.w * x.sw) &&
                        y.sh == y.w * y.sw && (residual == nullptr || residual->sh == residual->w * residual->sw);
     return whole && item.samples == 1 ? count_ : line;
   }

@@ -35,7 +35,7 @@ class Trial {
     whole_out_ = depthwise ? 1 : out_ + wider();
     weight_ = std::make_unique<Weight>(groups_ * whole_out_, depthwise ? 1 : in_ + wider(), kh, kw, any_dtype());
     for (int i = 0; i < 2; ++i) stride_[i] = draw(1, 3), pad_[i] = draw(0, 4), dil_[i] = draw(1, 3);
-    const int64_t n = draw(1, 4), h = draw(1, 19), w = draw(1, 19);
+    const int64_t n = draw(1, 4), h = draw(1, 19), w = draw(1, 60);
     const int64_t oh = conv::out_size(h, kh, stride_[0], pad_[0], dil_[0]);
     const int64_t ow = conv::out_size(w, kw, stride_[1], pad_[1], dil_[1]);
     const DType dtype = any_dtype();
