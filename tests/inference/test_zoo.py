@@ -53,7 +53,7 @@ def test_agrees_with_the_original(name):
     result = effkern.optimize(model)
     x = torch.randn(2, 3, 128, 128)
     same(result, model, x, depth=60)
-    assert len(ops(result)) == NETWORKS[name]
+    assert len([op for op in ops(result) if not op.startswith("mean")]) == NETWORKS[name]
     with torch.no_grad():
         channels_last = result(x.contiguous(memory_format=torch.channels_last))
         assert error(channels_last, result(x).double()) < 1e-5
@@ -80,7 +80,7 @@ def test_imagenet_weights_choose_the_same_class():
         "efficientnet-lite0", weights_path=weights.get_model_file_path()
     ).eval()
     result = effkern.optimize(model)
-    assert len(ops(result)) == 49
+    assert len(ops(result)) == 50  # the mean besides
     x = images(int(os.environ.get("EFFKERN_TEST_IMAGES", "200")))
     agree, worst = 0, 0.0
     with torch.no_grad():
