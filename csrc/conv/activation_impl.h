@@ -6,7 +6,7 @@
 template <int kLanes>
 inline typename Lanes<kLanes>::Vec exponential(typename Lanes<kLanes>::Vec v) {
   using Vec = typename Lanes<kLanes>::Vec;
-  using Int = typename Lanes<kLanes>::Int;
+  typedef uint32_t Bits __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
   const Vec zero{};
   Vec x = v < zero - 87.0f ? zero - 87.0f : v;
   x = x > zero + 89.0f ? zero + 89.0f : x;
@@ -23,7 +23,7 @@ inline typename Lanes<kLanes>::Vec exponential(typename Lanes<kLanes>::Vec v) {
   e = e * r + 0.5f;
   e = e * r + 1.0f;
   e = e * r + 1.0f;
-  const Int bits = ((Int)shifted << 23) + (127 << 23);  // a cast of vectors keeps the bits; k is in the low ones
+  const Bits bits = ((Bits)shifted << 23) + (127u << 23);  // a cast of vectors keeps the bits; k is in the low ones
   return e * (Vec)bits;
 }
 
