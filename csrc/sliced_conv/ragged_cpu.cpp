@@ -2,6 +2,7 @@
 // them, the engine called once a class with a row list. No activation is gathered or copied.
 #include <algorithm>
 
+#include "calls.h"
 #include "ragged.h"
 #include "slice.h"
 
@@ -60,20 +61,7 @@ class Tables {
   std::vector<float> combined_;
 };
 
-struct Arguments {
-  const char* op;
-  const Tensor &x, &weight;
-  MaybeTensor bias;
-  const Tensor &c_in, &c_out;
-  int64_t c_out_max;
-  std::vector<int64_t> stride, padding, dilation;
-  int64_t groups;
-  std::string group_mode;
-  const MaybeTensor &scale_table, &shift_table, &width_idx;
-  std::string act, algo;
-};
-
-Tensor run(const Arguments& a) {
+Tensor run(const RaggedArguments& a) {
   const char* op = a.op;
   const conv::Activation in = activation(a.x, {op, "x"});
   const ScalarType dtype = a.x.scalar_type();
@@ -127,14 +115,10 @@ Tensor run(const Arguments& a) {
   return y;
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
-              int64_t c_out_max, std::vector<int64_t> stride, std::vector<int64_t> padding,
-              std::vector<int64_t> dilation, int64_t groups, std::string group_mode, const MaybeTensor& scale_table,
-              const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo) {
-  const char* op = "sliced_conv2d_ragged";
-  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle; call sliced_conv2d_ragged_packed");
-  return run({op, x, weight, bias, c_in, c_out, c_out_max, stride, padding, dilation, groups, group_mode, scale_table,
-              shift_table, width_idx, act, algo});
+Tensor run_weight(const RaggedArguments& a) {
+  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(a.weight), a.op,
+                      ": weight is a handle; call sliced_conv2d_ragged_packed");
+  return run(a);
 }
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
@@ -148,36 +132,11 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels
               scale_table, shift_table, width_idx, act, algo});
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
-              int64_t c_out_max, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
-              const MaybeTensor& width_idx, std::string act, std::string algo) {
-  const char* op = "sliced_linear_ragged";
-  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
-  const Tensor y = run({op,
-                        maps,
-                        kernel,
-                        bias,
-                        c_in,
-                        c_out,
-                        c_out_max,
-                        {1, 1},
-                        {0, 0},
-                        {1, 1},
-                        1,
-                        "prefix_groups",
-                        scale_table,
-                        shift_table,
-                        width_idx,
-                        act,
-                        algo});
-  return torch::stable::flatten(y, 1, -1);
-}
-
 }  // namespace
 }  // namespace effkern::sliced_conv
 
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
-  m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::ragged_conv2d<effkern::sliced_conv::run_weight>));
   m.impl("sliced_conv2d_ragged_packed", TORCH_BOX(&effkern::sliced_conv::conv2d_packed));
-  m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::linear));
+  m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::ragged_linear<effkern::sliced_conv::run_weight>));
 }

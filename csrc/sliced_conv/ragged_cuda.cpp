@@ -5,26 +5,14 @@
 #include <vector>
 
 #include "../conv/conv_op.h"
+#include "calls.h"
 #include "schedule.h"
 #include "slice.h"
 
 namespace effkern::sliced_conv {
 namespace {
 
-struct Arguments {
-  const char* op;
-  const Tensor &x, &weight;
-  const MaybeTensor& bias;
-  const Tensor &c_in, &c_out;
-  int64_t c_out_max;
-  std::vector<int64_t> stride, padding, dilation;
-  int64_t groups;
-  std::string group_mode;
-  const MaybeTensor &scale_table, &shift_table, &width_idx;
-  std::string act, algo;
-};
-
-Tensor run(const Arguments& a) {
+Tensor convolve(const RaggedArguments& a) {
   const char* op = a.op;
   const Tensor& x = a.x;
   const device::Scope scope(x, {op, "x"});
@@ -62,25 +50,25 @@ Tensor run(const Arguments& a) {
 
   if (tables) EFFKERN_CHECK_VALUE((scale ? scale : shift)->size(0) > 0, op, ": the tables must have at least one row");
   const int64_t rows = tables ? (scale ? scale : shift)->size(0) : 0;
+  conv::gpu::Question question{.op = op,
+                               .x = in,
+                               .weight = a.weight,
+                               .y = y.pixels(),
+                               .dims = dims,
+                               .part = {1, a.c_out_max, most_in},
+                               .geometry = g,
+                               .act = act,
+                               .bias = bias,
+                               .scale = scale,
+                               .shift = shift,
+                               .table_stride = a.c_out_max,
+                               .samples = n,
+                               .zero_to = a.c_out_max};
   if (depthwise) {  // no weight is shared between samples: nothing to sort
-    conv::gpu::run(scope, {.op = op,
-                           .x = in,
-                           .weight = a.weight,
-                           .y = y.pixels(),
-                           .dims = dims,
-                           .part = {std::min(a.c_out_max, most_in), 1, 1},
-                           .geometry = g,
-                           .act = act,
-                           .bias = bias,
-                           .scale = scale,
-                           .shift = shift,
-                           .table_stride = a.c_out_max,
-                           .samples = n,
-                           .zero_to = a.c_out_max,
-                           .c_in = a.c_in,
-                           .c_out = a.c_out,
-                           .table = a.width_idx,
-                           .most_row = rows - 1});
+    question.part = {std::min(a.c_out_max, most_in), 1, 1};
+    question.c_in = a.c_in, question.c_out = a.c_out;
+    question.table = a.width_idx, question.most_row = rows - 1;
+    conv::gpu::run(scope, question);
     return y.finish();
   }
   Tensor order = device::empty_ints(n, x), parts = device::empty_ints(4 * n, x), count = device::empty_ints(1, x);
@@ -97,65 +85,18 @@ Tensor run(const Arguments& a) {
   schedule.parts = scope.of<int32_t>(parts).as<Part>();
   schedule.part_count = scope.of<int32_t>(count);
   run(schedule, scope.stream());
-  conv::gpu::run(scope, {.op = op,
-                         .x = in,
-                         .weight = device::taps(a.weight),
-                         .y = y.pixels(),
-                         .dims = dims,
-                         .part = {1, a.c_out_max, most_in},
-                         .geometry = g,
-                         .act = act,
-                         .bias = bias,
-                         .scale = scale,
-                         .shift = shift,
-                         .table_row = table_row,
-                         .table_stride = a.c_out_max,
-                         .samples = n,
-                         .x_rows = order,
-                         .y_rows = order,
-                         .parts = parts,
-                         .part_count = count,
-                         .zero_to = a.c_out_max});
+  question.weight = device::taps(a.weight);
+  question.table_row = table_row;
+  question.x_rows = question.y_rows = order;
+  question.parts = parts, question.part_count = count;
+  conv::gpu::run(scope, question);
   return y.finish();
-}
-
-Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
-              int64_t c_out_max, std::vector<int64_t> stride, std::vector<int64_t> padding,
-              std::vector<int64_t> dilation, int64_t groups, std::string group_mode, const MaybeTensor& scale_table,
-              const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo) {
-  return run({"sliced_conv2d_ragged", x, weight, bias, c_in, c_out, c_out_max, stride, padding, dilation, groups,
-              group_mode, scale_table, shift_table, width_idx, act, algo});
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out,
-              int64_t c_out_max, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
-              const MaybeTensor& width_idx, std::string act, std::string algo) {
-  constexpr const char* op = "sliced_linear_ragged";
-  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
-  return torch::stable::flatten(run({op,
-                                     maps,
-                                     kernel,
-                                     bias,
-                                     c_in,
-                                     c_out,
-                                     c_out_max,
-                                     {1, 1},
-                                     {0, 0},
-                                     {1, 1},
-                                     1,
-                                     "prefix_groups",
-                                     scale_table,
-                                     shift_table,
-                                     width_idx,
-                                     act,
-                                     algo}),
-                                1, -1);
 }
 
 }  // namespace
 }  // namespace effkern::sliced_conv
 
 EFFKERN_CUDA_OPS(m) {
-  m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::conv2d));
-  m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::linear));
+  m.impl("sliced_conv2d_ragged", TORCH_BOX(&effkern::sliced_conv::ragged_conv2d<effkern::sliced_conv::convolve>));
+  m.impl("sliced_linear_ragged", TORCH_BOX(&effkern::sliced_conv::ragged_linear<effkern::sliced_conv::convolve>));
 }

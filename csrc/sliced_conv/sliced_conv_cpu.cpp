@@ -2,24 +2,13 @@
 #include <vector>
 
 #include "../common/packed_weight.h"
+#include "calls.h"
 #include "slice.h"
 
 namespace effkern::sliced_conv {
 namespace {
 
-struct Arguments {
-  WidthNames names;
-  const Tensor &x, &weight;  // the weight whole, or a handle, which carries its own bias
-  MaybeTensor bias;
-  int64_t c_out;
-  std::vector<int64_t> stride, padding, dilation;
-  int64_t groups;
-  std::string group_mode;
-  const MaybeTensor &scale, &shift;
-  std::string act, algo;
-};
-
-Tensor run(const Arguments& a) {
+Tensor run(const UniformArguments& a) {
   const char* op = a.names.op;
   const conv::Activation in = activation(a.x, {op, "x"});
   const ScalarType dtype = a.x.scalar_type();
@@ -61,26 +50,10 @@ Tensor run(const Arguments& a) {
   return y;
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t c_out,
-              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-              std::string group_mode, const MaybeTensor& scale, const MaybeTensor& shift, std::string act,
-              std::string algo) {
-  const char* op = "sliced_conv2d";
-  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), op, ": weight is a handle; call sliced_conv2d_packed");
-  return run({{op, "x's channels", "c_out"},
-              x,
-              weight,
-              bias,
-              c_out,
-              stride,
-              padding,
-              dilation,
-              groups,
-              group_mode,
-              scale,
-              shift,
-              act,
-              algo});
+Tensor run_weight(const UniformArguments& a) {
+  EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(a.weight), a.names.op,
+                      ": weight is a handle; call sliced_conv2d_packed");
+  return run(a);
 }
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
@@ -105,32 +78,11 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels
               algo});
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t out_features,
-              const MaybeTensor& scale, const MaybeTensor& shift, std::string act, std::string algo) {
-  const char* op = "sliced_linear";
-  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
-  const Tensor y = run({{op, "x's features", "out_features"},
-                        maps,
-                        kernel,
-                        bias,
-                        out_features,
-                        {1, 1},
-                        {0, 0},
-                        {1, 1},
-                        1,
-                        "prefix_groups",
-                        scale,
-                        shift,
-                        act,
-                        algo});
-  return torch::stable::flatten(y, 1, -1);
-}
-
 }  // namespace
 }  // namespace effkern::sliced_conv
 
 STABLE_TORCH_LIBRARY_IMPL(effkern, CPU, m) {
-  m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::conv2d));
+  m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::uniform_conv2d<effkern::sliced_conv::run_weight>));
   m.impl("sliced_conv2d_packed", TORCH_BOX(&effkern::sliced_conv::conv2d_packed));
-  m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::linear));
+  m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::uniform_linear<effkern::sliced_conv::run_weight>));
 }

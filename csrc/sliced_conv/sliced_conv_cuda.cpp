@@ -3,24 +3,13 @@
 #include <vector>
 
 #include "../conv/conv_op.h"
+#include "calls.h"
 #include "slice.h"
 
 namespace effkern::sliced_conv {
 namespace {
 
-struct Arguments {
-  WidthNames names;
-  const Tensor &x, &weight;
-  const MaybeTensor& bias;
-  int64_t c_out;
-  std::vector<int64_t> stride, padding, dilation;
-  int64_t groups;
-  std::string group_mode;
-  const MaybeTensor &scale, &shift;
-  std::string act, algo;
-};
-
-Tensor run(const Arguments& a) {
+Tensor run(const UniformArguments& a) {
   const char* op = a.names.op;
   const Tensor& x = a.x;
   const device::Scope scope(x, {op, "x"});
@@ -56,51 +45,10 @@ Tensor run(const Arguments& a) {
   return y.finish();
 }
 
-Tensor conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t c_out,
-              std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-              std::string group_mode, const MaybeTensor& scale, const MaybeTensor& shift, std::string act,
-              std::string algo) {
-  return run({{"sliced_conv2d", "x's channels", "c_out"},
-              x,
-              weight,
-              bias,
-              c_out,
-              stride,
-              padding,
-              dilation,
-              groups,
-              group_mode,
-              scale,
-              shift,
-              act,
-              algo});
-}
-
-Tensor linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t out_features,
-              const MaybeTensor& scale, const MaybeTensor& shift, std::string act, std::string algo) {
-  constexpr const char* op = "sliced_linear";
-  const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
-  return torch::stable::flatten(run({{op, "x's features", "out_features"},
-                                     maps,
-                                     kernel,
-                                     bias,
-                                     out_features,
-                                     {1, 1},
-                                     {0, 0},
-                                     {1, 1},
-                                     1,
-                                     "prefix_groups",
-                                     scale,
-                                     shift,
-                                     act,
-                                     algo}),
-                                1, -1);
-}
-
 }  // namespace
 }  // namespace effkern::sliced_conv
 
 EFFKERN_CUDA_OPS(m) {
-  m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::conv2d));
-  m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::linear));
+  m.impl("sliced_conv2d", TORCH_BOX(&effkern::sliced_conv::uniform_conv2d<effkern::sliced_conv::run>));
+  m.impl("sliced_linear", TORCH_BOX(&effkern::sliced_conv::uniform_linear<effkern::sliced_conv::run>));
 }

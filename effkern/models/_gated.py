@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ Front = Sequence[tuple[int | Sequence[int], int, int]]
 #: Channels of a stage in every configuration, its blocks, its stride.
 Stages = Sequence[tuple[Sequence[int], int, int]]
 
+#: A block and its output channels, of every configuration.
+Made = tuple[nn.Module, Sequence[int]]
+
 
 class GatedNet(nn.Module):
     """A slimmable network cut into segments 0 to G by G gates.
@@ -26,14 +29,45 @@ class GatedNet(nn.Module):
 
     Attributes:
         num_widths: Number of configurations that `forward` takes.
+        blocks: All blocks in order. A gate is the ``attention`` of the first block of its stage.
     """
 
     num_widths: int
+    blocks: nn.ModuleList
+
+    def _add_blocks(
+        self,
+        c_in: Sequence[int],
+        stages: Sequence[tuple[Sequence[int], int, int]],
+        routed: Mapping[int, Sequence[int]],
+        block: Callable[[Sequence[int], Sequence[int], int, Sequence[int] | None], Made],
+    ) -> Sequence[int]:
+        """Make ``blocks``, and return the channels they end with.
+
+        Args:
+            c_in: Channels in front, of every configuration.
+            stages: Channels of every configuration, blocks, stride of the first one.
+            routed: Stage (counted from 0) to the space of the gate it begins with.
+            block: From input channels, the stage's channels, stride and space a block and its output channels.
+        """
+        self.blocks, self._gated = nn.ModuleList(), []
+        for i, (channels, count, stride) in enumerate(stages):
+            if i in routed:
+                self._gated.append(len(self.blocks))
+            for k in range(count):
+                made, c_in = block(c_in, channels, stride if k == 0 else 1, routed.get(i) if k == 0 else None)
+                self.blocks.append(made)
+        return c_in
+
+    def _ends(self, k: int) -> tuple[int, int]:
+        """The blocks that hold the gates in front of and behind segment ``k``; -1 and their number where none is."""
+        begin, end = [-1, *self._gated, len(self.blocks)][k : k + 2]
+        return begin, end
 
     @property
     def gates(self) -> list[DoubleHeadedGate]:
         """The gates in forward order."""
-        raise NotImplementedError
+        return [cast(DoubleHeadedGate, self.blocks[i].attention) for i in self._gated]
 
     def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
         """Segment ``k`` at ``width``; the first begins with images, the last ends with scores.

@@ -14,9 +14,9 @@ _Builder = TypeVar("_Builder", bound=Callable[..., nn.Module])
 _builders: dict[str, Callable[..., nn.Module]] = {}
 
 
-def register_model(builder: _Builder) -> _Builder:
-    """Make a function that returns a network known under its own name (a decorator)."""
-    name = builder.__name__
+def register_model(builder: _Builder, name: str | None = None) -> _Builder:
+    """Make a function that returns a network known under its own name (a decorator), or a class under ``name``."""
+    name = name or builder.__name__
     if name in _builders:
         raise ValueError(f"register_model: {name!r} is registered already")
     _builders[name] = builder

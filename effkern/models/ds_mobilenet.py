@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from effkern.models._gated import Front, GatedNet, Stages, configurations, gated_stages, spaces
+from effkern.models._gated import Front, GatedNet, Made, Stages, configurations, gated_stages, spaces
 from effkern.models._registry import register_model
 from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
@@ -82,22 +82,13 @@ class DSMobileNet(GatedNet, RunsAsChain):
         routed = dict(zip(gated_stages(gated, len(front), len(stages)), spaces(space, len(gated)), strict=True))
         (previous, _, _), *rest = every
         self.stem = SlicedConvBNAct(in_channels, previous, 3, 2, act="silu")
-        blocks: list[SeparableBlock] = []
-        self._gated: list[int] = []
-        for i, (channels, count, stride) in enumerate(rest):
-            if i in routed:
-                self._gated.append(len(blocks))
-            for block in range(count):
-                stride, space_here = (stride, routed.get(i)) if block == 0 else (1, None)
-                blocks.append(SeparableBlock(previous, channels, stride, space_here))
-                previous = channels
-        self.blocks = nn.ModuleList(blocks)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = SlicedLinear(previous, num_classes)
 
-    @property
-    def gates(self) -> list[DoubleHeadedGate]:
-        return [cast(DoubleHeadedGate, self._block(i).attention) for i in self._gated]
+        def block(c_in: Sequence[int], channels: Sequence[int], stride: int, space: Sequence[int] | None) -> Made:
+            return SeparableBlock(c_in, channels, stride, space), channels
+
+        last = self._add_blocks(previous, rest, routed, block)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = SlicedLinear(last, num_classes)
 
     def forward(self, x: Tensor, width: int | Tensor = -1) -> Tensor:
         scores = self._as_chain(x, width)
@@ -114,7 +105,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         return cast(SeparableBlock, self.blocks[i])
 
     def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
-        begin, end = [-1, *self._gated, len(self.blocks)][k : k + 2]
+        begin, end = self._ends(k)
         if k == 0:
             x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
         else:
@@ -129,16 +120,4 @@ class DSMobileNet(GatedNet, RunsAsChain):
         return self.classifier(x, width)
 
 
-@register_model
-def ds_mobilenet(
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    dropout: float = 0.2,
-    space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
-    gated: Sequence[int] = (0,),
-    stem: int | Sequence[int] = STEM,
-    front: Front = FRONT,
-    stages: Stages = STAGES,
-) -> DSMobileNet:
-    """DS-Net's supernet of fifteen configurations; see `DSMobileNet`."""
-    return DSMobileNet(num_classes, in_channels, dropout, space, gated, stem, front, stages)
+ds_mobilenet = register_model(DSMobileNet, "ds_mobilenet")

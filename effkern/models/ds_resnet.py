@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.models._gated import Front, GatedNet, Stages, configurations, gated_stages, spaces
+from effkern.models._gated import Front, GatedNet, Made, Stages, configurations, gated_stages, spaces
 from effkern.models._registry import register_model
 from effkern.nn.gate import DoubleHeadedGate
 from effkern.nn.residual import EXPANSION
@@ -114,28 +114,20 @@ class DSResNet(GatedNet):
         kernel, stride = (7, 2) if large else (3, stem_stride)
         self.large = large
         self.stem = SlicedConvBNAct(in_channels, previous, kernel, stride)
-        blocks: list[SlicedBlock] = []
-        self._gated: list[int] = []
-        for i, (channels, count, stride) in enumerate(rest):
-            if i in routed:
-                self._gated.append(len(blocks))
-            for block in range(count):
-                stride, space_here = (stride, routed.get(i)) if block == 0 else (1, None)
-                blocks.append(SlicedBlock(previous, channels, stride, kind, space_here))
-                previous = blocks[-1].c_out
-        self.blocks = nn.ModuleList(blocks)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = SlicedLinear(previous, num_classes)
 
-    @property
-    def gates(self) -> list[DoubleHeadedGate]:
-        return [cast(DoubleHeadedGate, self._block(i).attention) for i in self._gated]
+        def block(c_in: Sequence[int], channels: Sequence[int], stride: int, space: Sequence[int] | None) -> Made:
+            made = SlicedBlock(c_in, channels, stride, kind, space)
+            return made, made.c_out
+
+        last = self._add_blocks(previous, rest, routed, block)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = SlicedLinear(last, num_classes)
 
     def _block(self, i: int) -> SlicedBlock:
         return cast(SlicedBlock, self.blocks[i])
 
     def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
-        begin, end = [-1, *self._gated, len(self.blocks)][k : k + 2]
+        begin, end = self._ends(k)
         if k == 0:
             x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
             x = F.max_pool2d(x, 3, stride=2, padding=1) if self.large else x
@@ -146,22 +138,7 @@ class DSResNet(GatedNet):
         return x if end < len(self.blocks) else self.classifier(self.dropout(x.mean((2, 3))), width)
 
 
-@register_model
-def ds_resnet(
-    num_classes: int = 10,
-    in_channels: int = 3,
-    kind: str = "basic",
-    stem: int | Sequence[int] = 16,
-    large: bool = False,
-    stem_stride: int = 1,
-    front: Front = ((16, 2, 1), (32, 2, 2)),
-    stages: Stages = (((16, 32, 48, 64), 3, 2),),
-    space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
-    gated: Sequence[int] = (0,),
-    dropout: float = 0.0,
-) -> DSResNet:
-    """Residual supernet of four widths for small images; see `DSResNet`."""
-    return DSResNet(num_classes, in_channels, kind, stem, large, stem_stride, front, stages, space, gated, dropout)
+ds_resnet = register_model(DSResNet, "ds_resnet")
 
 
 @register_model

@@ -172,21 +172,5 @@ def _initialise(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-@register_model
-def mobilenet_v1_slimmable(
-    width_mults: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
-    num_classes: int = 1000,
-    in_channels: int = 3,
-    affine: Affine = "per_width",
-    dropout: float = 0.0,
-) -> SlimmableMobileNetV1:
-    """MobileNetV1 of four widths in one set of weights; see `SlimmableMobileNetV1`."""
-    return SlimmableMobileNetV1(width_mults, num_classes, in_channels, affine, dropout)
-
-
-@register_model
-def mobilenet_v2(
-    width_mult: float = 1.0, num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.2
-) -> MobileNetV2:
-    """MobileNetV2; see `MobileNetV2`."""
-    return MobileNetV2(width_mult, num_classes, in_channels, dropout)
+mobilenet_v1_slimmable = register_model(SlimmableMobileNetV1, "mobilenet_v1_slimmable")
+mobilenet_v2 = register_model(MobileNetV2, "mobilenet_v2")

@@ -41,6 +41,15 @@ def _flat(x: Tensor, layout: torch.memory_format) -> Tensor:
     return x.reshape(len(x), -1)
 
 
+def _changed(out: Tensor, rows: Tensor, part: Tensor, add: bool = False) -> Tensor:
+    """``out``, a fresh tensor, with ``part`` put into its ``rows`` or added to them."""
+    if part.numel():
+        layout = _layout(out)
+        flat = _flat(out, layout)
+        (flat.index_add_ if add else flat.index_copy_)(0, rows, _flat(part, layout))
+    return out
+
+
 def _taken(x: Tensor, rows: Tensor) -> Tensor:
     layout = _layout(x)
     out = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -68,12 +77,9 @@ class _Put(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, rows: Tensor, samples: int) -> Tensor:
         ctx.save_for_backward(rows)
-        layout = _layout(part)
         shape = (samples, *part.shape[1:])
-        out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout).zero_()
-        if part.numel():
-            _flat(out, layout).index_copy_(0, rows, _flat(part, layout))
-        return out
+        out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part)).zero_()
+        return _changed(out, rows, part)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -85,11 +91,7 @@ class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        layout = _layout(x)
-        out = x.clone(memory_format=layout)
-        if part.numel():
-            _flat(out, layout).index_add_(0, rows, _flat(part, layout))
-        return out
+        return _changed(x.clone(memory_format=_layout(x)), rows, part, add=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -101,11 +103,7 @@ class _Set(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        layout = _layout(x)
-        out = x.clone(memory_format=layout)
-        if part.numel():
-            _flat(out, layout).index_copy_(0, rows, _flat(part, layout))
-        return out
+        return _changed(x.clone(memory_format=_layout(x)), rows, part)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
