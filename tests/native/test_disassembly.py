@@ -43,7 +43,7 @@ def loops(body: Instructions) -> list[Instructions]:
     """The loops that hold no other loop."""
     first = body[0][0]
     jumps = [(int(m[1], 16), at) for at, text in body if (m := re.match(r"j\w+\s+([0-9a-f]+)", text))]
-    spans = {(to, at) for to, at in jumps if first <= to <= at}
+    spans = sorted({(to, at) for to, at in jumps if first <= to <= at})
     inner = [s for s in spans if not any(o != s and s[0] <= o[0] and o[1] <= s[1] for o in spans)]
     return [[(at, text) for at, text in body if low <= at <= high] for low, high in inner]
 
@@ -58,6 +58,13 @@ def multiply_adds(body: Instructions) -> int:
 
 def spills(body: Instructions) -> int:
     return sum(bool(re.search(r"\(%r[sb]p[,)]", text)) and "%zmm" in text for _, text in body)
+
+
+def main_loops(body: Instructions, least: int) -> list[Instructions]:
+    """The loops with at least so many multiply-adds: one for each way to store and to mask."""
+    found = [loop for loop in loops(body) if multiply_adds(loop) >= least]
+    assert found, f"no loop has {least} multiply-adds"
+    return found
 
 
 def halves(body: Instructions) -> int:
@@ -84,16 +91,16 @@ def test_winograd_transforms_stay_in_registers(part, form):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_depthwise_tiles_of_two_rows_by_seven_columns(stride):
     for name, body in named(rf"::shaped<16, 5, {stride}, 2, 7>").items():
-        main = max(loops(body), key=multiply_adds)
-        assert multiply_adds(main) >= 2 * 7 * 5**2, name
-        assert halves(main) == 0, name
-        assert spills(main) <= 0.05 * len(main), name
+        for main in main_loops(body, 2 * 7 * 5**2):
+            assert halves(main) == 0, name
+            assert spills(main) <= 0.05 * len(main), name
 
 
 @pytest.mark.parametrize(("stride", "rows"), [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1), (2, 2), (2, 3)])
 def test_depthwise_sweeps_keep_the_window_in_registers(stride, rows):
     for name, body in named(rf"::sweep<16, {stride}, {rows}>").items():
-        main = max(loops(body), key=multiply_adds)
-        assert multiply_adds(main) >= rows * 9, name
-        assert halves(main) == 0, name
-        assert spills(main) <= 0.05 * len(main), name
+        for main in main_loops(body, rows * 9):
+            assert halves(main) == 0, name
+            # Three rows at stride 2 multiply by two or three weights from the stack. Adding one input row after the
+            # other keeps all in registers and was 0 to 7 % slower: its loads start later.
+            assert spills(main) <= (0.08 if (stride, rows) == (2, 3) else 0.05) * len(main), name
