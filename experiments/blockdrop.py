@@ -65,7 +65,7 @@ def pieces(quick: bool) -> list[Piece]:
         settings = [*add, f"joint.gamma={gamma}"]
         result.append(Piece(f"gamma {gamma:g}", settings, partial(train_gamma, gamma=gamma, settings=settings)))
     result.append(Piece("analysis", add, partial(analyse, settings=add)))
-    for (name, course), seed in itertools.product(COURSES.items(), seeds):
+    for seed, (name, course) in itertools.product(seeds, COURSES.items()):
         settings = [*course, *(f"{phase}.train.seed={seed}" for phase in ("base", "policy", "joint")), *add]
         make = partial(train_course, name=name, seed=seed, settings=settings)
         result.append(Piece(f"K = 45, {name}, seed {seed}", settings, make))

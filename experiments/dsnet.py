@@ -21,7 +21,7 @@ from experiments.common import Context, Cycle, Experiment, Piece, batches_of, fr
 
 SEEDS = (0, 1, 2)
 WIDTHS = (16, 32, 48, 64)
-LENGTHS = (2, 6, 18)
+LENGTHS = (1, 3, 9)
 TEACHERS = {
     "bootstrapping": ["supernet.target=bootstrapping"],
     "distillation": ["supernet.target=distillation"],
@@ -51,33 +51,34 @@ def pieces(quick: bool) -> list[Piece]:
     """Supernets, networks of one width, gates, times."""
     add, seeds = (QUICK, SEEDS[:1]) if quick else ([], SEEDS)
     lengths, budgets = ((0.3,), (0.9,)) if quick else (LENGTHS, BUDGETS)
-    result = []
-    for epochs, (target, form), seed in itertools.product(lengths, TEACHERS.items(), seeds):
-        settings = [*add, *form, *_length(epochs, seed)]
-        make = partial(train_supernet, key=f"{target}-{epochs:g}-{seed}", settings=settings)
-        result.append(Piece(f"supernet {target}, {epochs:g} epochs, seed {seed}", settings, make))
-    for width, seed in itertools.product((4, 6, 8) if quick else WIDTHS, seeds):
-        stage = (
-            f"stem=4,front=[[8,1,1]],stages=[[[{width}],1,2]]"
-            if quick
-            else f"stem=16,stem_stride=2,front=[[16,1,1],[32,1,2]],stages=[[[{width}],2,1]]"
-        )
-        settings = [
-            *add,
-            f"network.options={{{stage},space=[0]}}",
-            "supernet.target=labels",
-            *_length(lengths[-1], seed),
-        ]
-        make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
-        result.append(Piece(f"alone {width}, seed {seed}", settings, make))
+    result: list[Piece] = []
     after = "bootstrapping"
     forms = {**GATES, **{f"{CHOSEN}, budget {share}": _budget(share) for share in budgets}}
-    for (name, form), seed in itertools.product(forms.items(), seeds):
-        free = [] if "budget" in name else ["gate.exact=false", "gate.budget=1.0"]
-        supernet = [*add, *TEACHERS[after], *_length(lengths[-1], seed)]
-        settings = [*supernet, *form, *free, f"gate.train.seed={seed}"]
-        make = partial(train_gate, name=name, after=f"{after}-{lengths[-1]:g}-{seed}", seed=seed, settings=settings)
-        result.append(Piece(f"gate {name}, seed {seed}", settings, make))
+    for seed in seeds:  # a whole seed after the other: what is there after a stop is a result
+        for epochs, (target, form) in itertools.product(lengths, TEACHERS.items()):
+            settings = [*add, *form, *_length(epochs, seed)]
+            make = partial(train_supernet, key=f"{target}-{epochs:g}-{seed}", settings=settings)
+            result.append(Piece(f"supernet {target}, {epochs:g} epochs, seed {seed}", settings, make))
+        for name, form in forms.items():
+            free = [] if "budget" in name else ["gate.exact=false", "gate.budget=1.0"]
+            supernet = [*add, *TEACHERS[after], *_length(lengths[-1], seed)]
+            settings = [*supernet, *form, *free, f"gate.train.seed={seed}"]
+            make = partial(train_gate, name=name, after=f"{after}-{lengths[-1]:g}-{seed}", seed=seed, settings=settings)
+            result.append(Piece(f"gate {name}, seed {seed}", settings, make))
+        for width in (4, 6, 8) if quick else WIDTHS:
+            stage = (
+                f"stem=4,front=[[8,1,1]],stages=[[[{width}],1,2]]"
+                if quick
+                else f"stem=16,stem_stride=2,front=[[16,1,1],[32,1,2]],stages=[[[{width}],2,1]]"
+            )
+            settings = [
+                *add,
+                f"network.options={{{stage},space=[0]}}",
+                "supernet.target=labels",
+                *_length(lengths[-1], seed),
+            ]
+            make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
+            result.append(Piece(f"alone {width}, seed {seed}", settings, make))
     seconds = 0.2 if quick else 40.0
     key = f"gate-{CHOSEN}, budget {budgets[-1] if quick else 0.5}-{seeds[0]}".replace(", ", "-").replace(" ", "_")
     batches, large = ((1, 8), (1,)) if quick else (BATCHES, LARGE_BATCHES)

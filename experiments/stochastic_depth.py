@@ -40,7 +40,7 @@ def pieces(quick: bool) -> list[Piece]:
     seeds, lengths = (SEEDS[:1], (0.2,)) if quick else (SEEDS, LENGTHS)
     result = [
         Piece(f"{name}, {epochs} epochs, seed {seed}", settings, partial(trained, settings=settings))
-        for epochs, (name, form), seed in itertools.product(lengths, FORMS.items(), seeds)
+        for epochs, seed, (name, form) in itertools.product(lengths, seeds, FORMS.items())
         for settings in [[*form, f"train.epochs={epochs}", f"train.seed={seed}", *(QUICK if quick else [])]]
     ]
     network = {"widths": (4, 4, 4), "blocks": (1, 1, 1)} if quick else {}
