@@ -222,23 +222,23 @@ def test_in_eval_mode_a_sample_does_not_depend_on_its_neighbours(name):
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("channels", [16, 20])
 def test_outputs_too_large_for_the_caches_have_the_bits_of_small_ones(channels, last):
-    # From 16 MiB on stores go past the caches: at whole cache lines (16 channels) in place, else through a buffer.
+    # Calls on 16 MiB or more store past the caches: at whole cache lines (16 channels) in place, else through a buffer.
     torch.manual_seed(0)
     form = torch.channels_last if last else torch.contiguous_format
-    x, grad = (torch.randn(6, channels, 212, 212).contiguous(memory_format=form) for _ in range(2))
+    x, grad = (torch.randn(4, channels, 196, 196).contiguous(memory_format=form) for _ in range(2))
     vectors = [[torch.rand(channels) + 0.5] for _ in range(4)]
     y = multi_branch_bn_add_relu([x], *vectors, training=False)[0]
-    assert y.numel() >= 1 << 22 > y[:1].numel()
-    for i in range(6):
+    assert 2 * y.numel() >= 1 << 22 > 2 * y[:1].numel()
+    for i in range(4):
         assert same_bits(y[i : i + 1], multi_branch_bn_add_relu([x[i : i + 1]], *vectors, training=False)[0])
-    part = [t[:3].clone(memory_format=form) for t in (x, grad)]
+    part = [t[:1].clone(memory_format=form) for t in (x, grad)]
     xs = [part[0], *(torch.randn_like(part[0]) for _ in range(2))]
     weight, bias = ([torch.rand(channels) + 0.5 for _ in xs] for _ in range(2))
     _, mean, invstd, _, _ = multi_branch_bn_add_relu(xs, weight, bias)
     call = (part[1], xs, weight, bias, mean, invstd)
     for training in (True, False):
         together = _backward_op(*call, training, True, [True] * 3)[0]
-        assert 3 * together[0].numel() >= 1 << 22 > together[0].numel()
+        assert 7 * together[0].numel() >= 1 << 22 > 5 * together[0].numel()
         for i, dx in enumerate(together):
             assert same_bits(dx, _backward_op(*call, training, True, [i == j for j in range(3)])[0][i])
 

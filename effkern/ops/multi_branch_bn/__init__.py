@@ -143,9 +143,17 @@ def _gradients(ctx: Any, grad: Tensor, needs: Sequence[Sequence[bool]]) -> tuple
     dbiases = dbias.expand(b, -1).clone() if any(needs[2]) else dweight
     return (
         [d if need else None for d, need in zip(dxs, needs[0], strict=True)],
-        [d.to(p.dtype) if need else None for d, p, need in zip(dweight.unbind(), weight, needs[1], strict=True)],
-        [d.to(p.dtype) if need else None for d, p, need in zip(dbiases.unbind(), bias, needs[2], strict=True)],
+        _parameter_gradients(dweight, weight, needs[1]),
+        _parameter_gradients(dbiases, bias, needs[2]),
     )
+
+
+def _parameter_gradients(grads: Tensor, parameters: Tensors, needs: Sequence[bool]) -> list[Any]:
+    # A conversion to the same type costs a call of torch.
+    return [
+        None if not need else d if p.dtype is torch.float32 else d.to(p.dtype)
+        for d, p, need in zip(grads.unbind(), parameters, needs, strict=True)
+    ]
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
