@@ -20,7 +20,7 @@ struct DepthwiseProblem {
   Size2 in, out, kernel, stride, pad, dilation;
   int32_t samples, channels;
   device::Indices c_in, c_out;  // with them sample n has min(c_in[n], c_out[n], channels) channels
-  int32_t zero_to;              // channels from a sample's last to this one become zeros; at least `channels`
+  int32_t zero_to;              // channels from a sample's last to this one become zeros; 0: they are not touched
   Global<const float> bias, scale, shift;
   int64_t table_stride;
   device::Indices table;  // the row of each sample; without words: row 0

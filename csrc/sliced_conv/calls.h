@@ -32,6 +32,7 @@ struct RaggedArguments {
   std::string group_mode;
   const MaybeTensor &scale_table, &shift_table, &width_idx;
   std::string act, algo;
+  bool zero_tail;  // else channels past c_out[n] are left as they are allocated
 };
 
 template <Tensor (*kRun)(const UniformArguments&)>
@@ -59,15 +60,16 @@ Tensor ragged_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& b
                      const Tensor& c_out, int64_t c_out_max, std::vector<int64_t> stride, std::vector<int64_t> padding,
                      std::vector<int64_t> dilation, int64_t groups, std::string group_mode,
                      const MaybeTensor& scale_table, const MaybeTensor& shift_table, const MaybeTensor& width_idx,
-                     std::string act, std::string algo) {
+                     std::string act, std::string algo, bool zero_tail) {
   return kRun({"sliced_conv2d_ragged", x, weight, bias, c_in, c_out, c_out_max, stride, padding, dilation, groups,
-               group_mode, scale_table, shift_table, width_idx, act, algo});
+               group_mode, scale_table, shift_table, width_idx, act, algo, zero_tail});
 }
 
 template <Tensor (*kRun)(const RaggedArguments&)>
 Tensor ragged_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in,
                      const Tensor& c_out, int64_t c_out_max, const MaybeTensor& scale_table,
-                     const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo) {
+                     const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo,
+                     bool zero_tail) {
   const char* op = "sliced_linear_ragged";
   const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
   const Tensor y = kRun({op,
@@ -86,7 +88,8 @@ Tensor ragged_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& b
                          shift_table,
                          width_idx,
                          act,
-                         algo});
+                         algo,
+                         zero_tail});
   return torch::stable::flatten(y, 1, -1);
 }
 

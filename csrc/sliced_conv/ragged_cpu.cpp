@@ -111,7 +111,7 @@ Tensor run(const RaggedArguments& a) {
     problem.epilogue = tables.epilogue(dims, parts[i], act);
     conv::run(problem);
   }
-  zero_tails(out, c_out);
+  if (a.zero_tail) zero_tails(out, c_out);
   return y;
 }
 
@@ -125,11 +125,11 @@ Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels
                      const Tensor& c_in, const Tensor& c_out, int64_t c_out_max, std::vector<int64_t> stride,
                      std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
                      std::string group_mode, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
-                     const MaybeTensor& width_idx, std::string act, std::string algo) {
+                     const MaybeTensor& width_idx, std::string act, std::string algo, bool zero_tail) {
   const char* op = "sliced_conv2d_ragged_packed";
   check_handle(handle, out_channels, kernel_size, groups, op);
   return run({op, x, handle, std::nullopt, c_in, c_out, c_out_max, stride, padding, dilation, groups, group_mode,
-              scale_table, shift_table, width_idx, act, algo});
+              scale_table, shift_table, width_idx, act, algo, zero_tail});
 }
 
 }  // namespace

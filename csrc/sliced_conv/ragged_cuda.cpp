@@ -63,7 +63,7 @@ Tensor convolve(const RaggedArguments& a) {
                                .shift = shift,
                                .table_stride = a.c_out_max,
                                .samples = n,
-                               .zero_to = a.c_out_max};
+                               .zero_to = a.zero_tail ? a.c_out_max : 0};
   if (depthwise) {  // no weight is shared between samples: nothing to sort
     question.part = {std::min(a.c_out_max, most_in), 1, 1};
     question.c_in = a.c_in, question.c_out = a.c_out;

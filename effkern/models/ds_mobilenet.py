@@ -26,6 +26,9 @@ STAGES: Stages = ((range(224, 641, 32), 6, 2), (range(736, 1153, 32), 2, 2))
 class SeparableBlock(nn.Module):
     """Depthwise 3x3, attention, pointwise; each convolution with batch norm and swish.
 
+    With a width a sample nobody reads past it between the layers, so nothing is written there (``zero_tail`` of
+    `effkern.ops.sliced_conv2d_ragged`); the result has zeros unless it is asked for without.
+
     Args:
         c_in: Input channels of every configuration.
         c_out: Output channels of every configuration.
@@ -41,8 +44,9 @@ class SeparableBlock(nn.Module):
         self.attention = ChannelAttention(c_in) if space is None else DoubleHeadedGate(c_in, space)
         self.pointwise = SlicedConvBNAct(c_in, c_out, 1, act="silu")
 
-    def forward(self, x: Tensor, width: int | Tensor) -> Tensor:
-        return self.pointwise(self.attention(self.depthwise(x, width), width), width)
+    def forward(self, x: Tensor, width: int | Tensor, zero_tail: bool = True) -> Tensor:
+        x = self.attention(self.depthwise(x, width, zero_tail=False), width)
+        return self.pointwise(x, width, zero_tail=zero_tail)
 
 
 class DSMobileNet(GatedNet, RunsAsChain):
@@ -109,9 +113,9 @@ class DSMobileNet(GatedNet, RunsAsChain):
         if k == 0:
             x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
         else:
-            x = self._block(begin).pointwise(x, width, in_width)
+            x = self._block(begin).pointwise(x, width, in_width, zero_tail=False)
         for block in self.blocks[begin + 1 : end]:
-            x = block(x, width)
+            x = block(x, width, zero_tail=False)
         if end < len(self.blocks):
             return self._block(end).depthwise(x, width)
         x = x.mean((2, 3))

@@ -56,18 +56,28 @@ class SlicedBlock(nn.Module):
         self.attention = None if space is None else DoubleHeadedGate(c_in, space, form="tanh")
         self.c_out = c_out
 
-    def forward(self, x: Tensor, width: int | Tensor) -> Tensor:
+    def forward(self, x: Tensor, width: int | Tensor, zero_tail: bool = True) -> Tensor:
         x = x if self.attention is None else self.attention(x, width)
-        return self.run(x, width)
+        return self.run(x, width, zero_tail=zero_tail)
 
-    def run(self, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
-        """The block behind its gate; ``in_width`` is that of ``x``, if it is another one."""
-        shortcut = x if self.downsample is None else self.downsample(x, width, in_width)
-        first, *rest = self.layers
-        y = first(x, width, in_width)
-        for layer in rest:
-            y = layer(y, width)
-        return F.relu(y + shortcut)
+    def run(
+        self, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None, zero_tail: bool = True
+    ) -> Tensor:
+        """The block behind its gate.
+
+        Args:
+            x: Its input.
+            width: That of the block.
+            in_width: That of ``x``, if it is another one.
+            zero_tail: False, for a block behind which reads no further than a sample's width: nothing is written past
+                it. ``x`` must have zeros there unless its block was asked so too.
+        """
+        shortcut = x if self.downsample is None else self.downsample(x, width, in_width, zero_tail=zero_tail)
+        *layers, last = self.layers
+        y, before = x, in_width
+        for layer in layers:
+            y, before = layer(y, width, before, zero_tail=False), None
+        return F.relu(last(y, width, before, zero_tail=zero_tail) + shortcut)
 
 
 class DSResNet(GatedNet):
@@ -128,14 +138,15 @@ class DSResNet(GatedNet):
 
     def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
         begin, end = self._ends(k)
+        last = end == len(self.blocks)  # the classifier reads no further than a sample's width
         if k == 0:
             x = self.stem(x.contiguous(memory_format=torch.channels_last), width)
             x = F.max_pool2d(x, 3, stride=2, padding=1) if self.large else x
         else:
-            x = self._block(begin).run(x, width, in_width)
+            x = self._block(begin).run(x, width, in_width, zero_tail=not last)
         for block in self.blocks[begin + 1 : end]:
-            x = block(x, width)
-        return x if end < len(self.blocks) else self.classifier(self.dropout(x.mean((2, 3))), width)
+            x = block(x, width, zero_tail=not last)
+        return x if not last else self.classifier(self.dropout(x.mean((2, 3))), width)
 
 
 ds_resnet = register_model(DSResNet, "ds_resnet")

@@ -92,9 +92,9 @@ class SlimmableMobileNetV1(RunsAsChain):
     def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
         stem, *layers = self.features
-        x = stem(x, width)
+        x = stem(x, width, zero_tail=False)
         for depthwise, pointwise in zip(layers[::2], layers[1::2], strict=True):
-            x = separable(depthwise, pointwise, x, width)
+            x = separable(depthwise, pointwise, x, width, zero_tail=False)
         return self.classifier(self.dropout(x.mean((2, 3))), width)
 
 

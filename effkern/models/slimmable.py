@@ -58,7 +58,7 @@ class SlimmableCNN(nn.Module):
     def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
         for layer in self.features:
             # A tensor of one channel has no layout to hand on, so behind the stem the engine's own one is chosen.
-            x = layer(x, width).contiguous(memory_format=torch.channels_last)
+            x = layer(x, width, zero_tail=False).contiguous(memory_format=torch.channels_last)
         return self.classifier(x.mean((2, 3)), width)
 
 

@@ -89,6 +89,7 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
         *,
         tables: Tables | None = None,
         act: str = "none",
+        zero_tail: bool = True,
     ) -> Tensor:
         """Run the layer at ``width``.
 
@@ -100,6 +101,8 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
             tables: Scale and shift, each ``[W, out_channels[-1]]``, of which row ``width`` is applied to the result
                 (`SwitchableBatchNorm2d.tables`). For an int ``width`` also that row alone.
             act: Activation applied last.
+            zero_tail: False, for a result that only layers at the same widths read: with a width a sample nothing is
+                written past it, see `effkern.ops.sliced_conv2d_ragged`.
 
         Raises:
             IndexError: if a width index is out of range.
@@ -120,7 +123,8 @@ class SlicedConv2d(HasWidthTables, HoldsPack):
             ragged: Callable[..., Tensor] = (
                 ops.sliced_conv2d_ragged if handle is None else ops.sliced_conv2d_ragged_packed
             )
-            return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **_rows(tables, width, x), act=act)
+            options = {**_rows(tables, width, x), "act": act, "zero_tail": zero_tail}
+            return ragged(x, *weight, c_in, c_out, self.out_channels[-1], *geometry, **options)
         x = leading_channels(x, self.in_channels[width_index(in_width, self.in_channels)])
         outs = self.out_channels[width_index(width, self.out_channels)]
         scale, shift = (None, None) if tables is None else (_row_of(t, width) for t in tables)
@@ -194,7 +198,13 @@ class SlicedLinear(HasWidthTables):
         _make_width_tables(self, self.in_features, self.out_features, device)
 
     def forward(
-        self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None, *, act: str = "none"
+        self,
+        x: Tensor,
+        width: int | Tensor = -1,
+        in_width: int | Tensor | None = None,
+        *,
+        act: str = "none",
+        zero_tail: bool = True,
     ) -> Tensor:
         """Run the layer at ``width``; arguments as in `SlicedConv2d.forward`."""
         in_width = layer_width(width if in_width is None else in_width)
@@ -202,7 +212,8 @@ class SlicedLinear(HasWidthTables):
         if isinstance(width, Tensor) or isinstance(in_width, Tensor):
             c_in = sample_widths(in_width, self.in_table, x.size(0))
             c_out = sample_widths(width, self.out_table, x.size(0))
-            return ops.sliced_linear_ragged(x, self.weight, self.bias, c_in, c_out, self.out_features[-1], act=act)
+            widths = (c_in, c_out, self.out_features[-1])
+            return ops.sliced_linear_ragged(x, self.weight, self.bias, *widths, act=act, zero_tail=zero_tail)
         x = leading_channels(x, self.in_features[width_index(in_width, self.in_features)], dim=-1)
         return ops.sliced_linear(
             x, self.weight, self.bias, self.out_features[width_index(width, self.out_features)], act=act
@@ -264,7 +275,7 @@ def _row_of(table: Tensor, width: int) -> Tensor:
     return table if table.dim() == 1 else table.select(0, _row(table, width))
 
 
-def _rows(tables: Tables | None, width: int | Tensor, x: Tensor) -> dict[str, Tensor]:
+def _rows(tables: Tables | None, width: int | Tensor, x: Tensor) -> dict[str, Any]:
     """Epilogue arguments of the ragged op: the tables and the row of every sample."""
     if tables is None:
         return {}

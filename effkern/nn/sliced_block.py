@@ -74,7 +74,14 @@ class SlicedConvBNAct(nn.Module):
         self._folded: Tables | None = None
         self._rows: list[Tables] = []  # of _folded, one a width
 
-    def forward(self, x: Tensor, width: int | Tensor = -1, in_width: int | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        width: int | Tensor = -1,
+        in_width: int | Tensor | None = None,
+        *,
+        zero_tail: bool = True,
+    ) -> Tensor:
         """Run the layer at ``width`` (and ``in_width``), see `SlicedConv2d.forward`.
 
         Weights of the first M widths, floats ``[N, M]``, mix what batch norm makes of the widest convolution's result
@@ -85,7 +92,7 @@ class SlicedConvBNAct(nn.Module):
             return self.activation(self.bn(self.conv(x, width, in_width), width))
         if self.training:
             return self.activation(self.bn(self.conv(x, width, in_width), width))
-        return self.conv(x, width, in_width, tables=self._tables(width), act=self.act)
+        return self.conv(x, width, in_width, tables=self._tables(width), act=self.act, zero_tail=zero_tail)
 
     def _tables(self, width: int | Tensor) -> Tables:
         if self._folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
@@ -130,7 +137,9 @@ class SlicedConvBNAct(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def separable(depthwise: SlicedConvBNAct, pointwise: SlicedConvBNAct, x: Tensor, width: int | Tensor) -> Tensor:
+def separable(
+    depthwise: SlicedConvBNAct, pointwise: SlicedConvBNAct, x: Tensor, width: int | Tensor, zero_tail: bool = True
+) -> Tensor:
     """``pointwise(depthwise(x, width), width)``, in one pass where both are folded and the batch has one width.
 
     The result is the same bit for bit. Layers with hooks run one after the other, so that the hooks see them.
@@ -139,14 +148,14 @@ def separable(depthwise: SlicedConvBNAct, pointwise: SlicedConvBNAct, x: Tensor,
     folded = all(layer._folded is not None and not layer.training for layer in layers)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (*layers, *convs))
     if isinstance(width, Tensor) or not folded or hooked:
-        return pointwise(depthwise(x, width), width)
+        return pointwise(depthwise(x, width, zero_tail=False), width, zero_tail=zero_tail)
     tables = [layer._tables(width) for layer in layers]
     handles = [
         conv._packed() if conv._may_use_pack(x, x, conv.weight, conv.bias, *table) else None
         for conv, table in zip(convs, tables, strict=True)
     ]
     if handles[0] is None or handles[1] is None:
-        return pointwise(depthwise(x, width), width)
+        return pointwise(depthwise(x, width, zero_tail=False), width, zero_tail=zero_tail)
     filters, mix = convs
     return ops.sliced_dw_pw_packed(
         leading_channels(x, filters.in_channels[width_index(width, filters.in_channels)]),

@@ -11,6 +11,7 @@ from effkern import ops
 from effkern.ops._registry import OPS
 from effkern.ops.sliced_conv.samples import samples
 from effkern.testing import assert_within, direct_bound, layouts, to_double
+from tests.tails import nan_tails
 
 NAN = float("nan")
 
@@ -137,6 +138,41 @@ class TestRagged:
         assert torch.equal(y[0], epilogue)
         torch.testing.assert_close(y[1:], F.conv2d(x[1:], weight, bias, padding=1, groups=20), rtol=1e-5, atol=1e-5)
         assert torch.equal(ops.sliced_conv2d(x[:1, :0], weight, bias, 20, **options)[0], epilogue)
+
+    @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "channels_last"])
+    @pytest.mark.parametrize("op", ["conv", "packed", "depthwise", "linear"])
+    def test_without_zeros_the_prefix_is_the_same(self, op, layout):
+        x, weight, bias, options = conv()
+        x, function = x.contiguous(memory_format=layout), ops.sliced_conv2d_ragged
+        c_in, c_out = widths((8, 12), (3, 5), (0, 4), (7, 0))
+        weights = (weight, bias)
+        if op == "depthwise":
+            weights, options, c_out = (torch.randn(8, 1, 3, 3), torch.randn(8)), {**options, "groups": 8}, c_in
+        elif op == "packed":
+            function, weights = ops.sliced_conv2d_ragged_packed, (ops.pack_conv_weight(weight, bias), 12, 3)
+        elif op == "linear":
+            function, x, weights, options = ops.sliced_linear_ragged, x[:, :, 0, 0], (weight[:, :, 0, 0], bias), {}
+        y, zeros = (function(x, *weights, c_in, c_out, act="silu", zero_tail=z, **options) for z in (False, True))
+        assert y.shape == zeros.shape and y.stride() == zeros.stride()
+        for n, active in enumerate(c_out.tolist()):
+            assert torch.equal(y[n, :active], zeros[n, :active]) and not zeros[n, active:].any()
+
+    def test_gradients_ignore_what_is_past_the_prefix(self, monkeypatch):
+        x, weight, bias, options = conv()
+        c_in, c_out = widths((8, 12), (3, 5), (8, 12), (7, 0))
+        mix = torch.randn(12, 12, 1, 1)
+
+        def gradients(zero_tail):
+            leaves = [t.clone().requires_grad_() for t in (x, weight, bias, mix)]
+            options["zero_tail"] = zero_tail
+            y = ops.sliced_conv2d_ragged(*leaves[:3], c_in, c_out, act="hardswish", **options)
+            y = y * y.mean((2, 3), keepdim=True)  # as attention does, on all channels
+            y = ops.sliced_conv2d_ragged(y, leaves[3], None, c_out, torch.full((4,), 12))
+            return torch.autograd.grad(y.square().sum(), leaves)
+
+        expected = gradients(True)
+        found = nan_tails(monkeypatch)
+        assert all(map(torch.equal, gradients(False), expected)) and found[0].isnan().any()
 
     def test_widths_are_int32_or_int64_of_any_stride(self):
         x, weight, bias, options = conv()

@@ -215,6 +215,7 @@ void every_form(int seeds) {
                       .tables = 3},
                      seeds);
   depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 13, .widths_in = {13, -2, 5}, .zero_to = 21}, seeds);
+  depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 37, .widths_in = {37, 0, 9}}, seeds);  // nothing past a width
 }
 
 }  // namespace

@@ -173,6 +173,7 @@ def _ragged_fake(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    zero_tail: bool,
 ) -> Tensor:
     op = "sliced_linear_ragged"
     _check_matrices(x, weight, op)
@@ -185,7 +186,7 @@ def _ragged_fake(
 
 
 def _ragged_setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, c_in, c_out, _, scale_table, shift_table, width_idx, act, _ = inputs
+    x, weight, bias, c_in, c_out, _, scale_table, shift_table, width_idx, act, _, _ = inputs
     ctx.save_for_backward(x, weight, bias, c_in, c_out, scale_table, shift_table, width_idx, output)
     ctx.act = act
 
@@ -207,7 +208,7 @@ def _ragged_backward(ctx: Any, grad: Tensor) -> tuple:
 _linear_ragged = Op(
     "sliced_linear_ragged",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor c_in, Tensor c_out, SymInt c_out_max, Tensor? scale_table, "
-    "Tensor? shift_table, Tensor? width_idx, str act, str algo) -> Tensor",
+    "Tensor? shift_table, Tensor? width_idx, str act, str algo, bool zero_tail) -> Tensor",
     fake=_ragged_fake,
     reference=reference.sliced_linear_ragged,
     setup_context=_ragged_setup_context,
@@ -229,6 +230,7 @@ def sliced_linear_ragged(
     shift_table: Tensor | None = None,
     width_idx: Tensor | None = None,
     algo: str = "auto",
+    zero_tail: bool = True,
 ) -> Tensor:
     """Linear layer of which every sample uses its own leading features; `sliced_conv2d_ragged` for ``x [N, C]``.
 
@@ -242,9 +244,10 @@ def sliced_linear_ragged(
         scale_table, shift_table: ``[W, >= c_out_max]``, float32 or x's dtype.
         width_idx: ``[N]``, int32 or int64: the row of the tables that a sample uses.
         algo: ``"auto"`` or ``"direct"``.
+        zero_tail: False: nothing is written from ``c_out[n]`` on, see `sliced_conv2d_ragged`.
 
     Returns:
-        ``[N, c_out_max]``, contiguous, in x's dtype, with exact zeros from ``c_out[n]`` on.
+        ``[N, c_out_max]``, contiguous, in x's dtype, with exact zeros from ``c_out[n]`` on (but see ``zero_tail``).
 
     Raises:
         ValueError: a shape, width or option that does not fit; names the sample of a wrong width.
@@ -263,6 +266,6 @@ def sliced_linear_ragged(
     handle = _remembered(x, weight, bias, options)
     if handle is not None:
         with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name
-            y = _ragged_packed(_map(x), handle, weight.size(0), [1, 1], *widths, *_GEOMETRY, *options)
+            y = _ragged_packed(_map(x), handle, weight.size(0), [1, 1], *widths, *_GEOMETRY, *options, zero_tail)
             return y.flatten(1)
-    return _linear_ragged(x, weight, bias, *widths, *options)
+    return _linear_ragged(x, weight, bias, *widths, *options, zero_tail)

@@ -93,6 +93,7 @@ def _ragged_fake(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    zero_tail: bool,
 ) -> Tensor:
     op = "sliced_conv2d_ragged_packed"
     _check_handle(x, handle, out_channels, kernel_size, groups, group_mode, op)
@@ -129,7 +130,7 @@ _ragged_packed = Op(
     "sliced_conv2d_ragged_packed",
     "(Tensor x, Tensor handle, SymInt out_channels, SymInt[2] kernel_size, Tensor c_in, Tensor c_out, "
     "SymInt c_out_max, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str group_mode, "
-    "Tensor? scale_table, Tensor? shift_table, Tensor? width_idx, str act, str algo) -> Tensor",
+    "Tensor? scale_table, Tensor? shift_table, Tensor? width_idx, str act, str algo, bool zero_tail) -> Tensor",
     fake=_ragged_fake,
     reference=reference.sliced_conv2d_ragged_packed,
     setup_context=_save_nothing,
@@ -200,6 +201,7 @@ def sliced_conv2d_ragged_packed(
     width_idx: Tensor | None = None,
     act: str = "none",
     algo: str = "auto",
+    zero_tail: bool = True,
 ) -> Tensor:
     """`sliced_conv2d_ragged` with weight and bias packed before: one pack serves all widths of the batch.
 
@@ -212,7 +214,7 @@ def sliced_conv2d_ragged_packed(
         c_out_max: channels of the result, by default ``out_channels``.
         stride, padding, dilation: an int or one for rows and one for columns.
         groups: as packed.
-        group_mode, scale_table, shift_table, width_idx, act, algo: as in `sliced_conv2d_ragged`.
+        group_mode, scale_table, shift_table, width_idx, act, algo, zero_tail: as in `sliced_conv2d_ragged`.
 
     Returns:
         ``[N, c_out_max, Ho, Wo]`` in x's dtype and layout.
@@ -227,5 +229,5 @@ def sliced_conv2d_ragged_packed(
         x, handle, out_channels, check.pair(kernel_size, "kernel_size"), c_in, c_out,
         out_channels if c_out_max is None else c_out_max, check.pair(stride, "stride"),
         check.pair(padding, "padding"), check.pair(dilation, "dilation"), groups, group_mode, scale_table,
-        shift_table, width_idx, act, algo,
+        shift_table, width_idx, act, algo, zero_tail,
     )  # fmt: skip

@@ -34,6 +34,7 @@ def _fake(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    zero_tail: bool,
 ) -> Tensor:
     op = "sliced_conv2d_ragged"
     check.check_map(x, op)
@@ -50,7 +51,7 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, c_in, c_out, _, *geometry, scale_table, shift_table, width_idx, act, _ = inputs
+    x, weight, bias, c_in, c_out, _, *geometry, scale_table, shift_table, width_idx, act, _, _ = inputs
     ctx.save_for_backward(x, weight, bias, c_in, c_out, scale_table, shift_table, width_idx, output)
     ctx.options = (geometry, act)
 
@@ -71,7 +72,7 @@ _ragged = Op(
     "sliced_conv2d_ragged",
     "(Tensor x, Tensor weight, Tensor? bias, Tensor c_in, Tensor c_out, SymInt c_out_max, int[] stride, int[] padding, "
     "int[] dilation, int groups, str group_mode, Tensor? scale_table, Tensor? shift_table, Tensor? width_idx, "
-    "str act, str algo) -> Tensor",
+    "str act, str algo, bool zero_tail) -> Tensor",
     fake=_fake,
     reference=reference.sliced_conv2d_ragged,
     setup_context=_setup_context,
@@ -97,12 +98,13 @@ def sliced_conv2d_ragged(
     width_idx: Tensor | None = None,
     act: str = "none",
     algo: str = "auto",
+    zero_tail: bool = True,
 ) -> Tensor:
     """Convolve every sample with its own leading ``c_in[n] x c_out[n]`` channels of ``weight``.
 
     ``y[n, :c_out[n]] = sliced_conv2d(x[n, :c_in[n]], weight, bias, c_out[n], scale=scale_table[width_idx[n]], ...)``,
-    and exact zeros in the channels after. Samples of equal widths run together; the widths must not be many for this
-    to be fast, four to sixteen different ones are usual. Nothing is gathered or copied.
+    and exact zeros in the channels after (but see ``zero_tail``). Samples of equal widths run together; the widths must
+    not be many for this to be fast, four to sixteen different ones are usual. Nothing is gathered or copied.
 
     Args:
         x: ``[N, C, H, W]``, float32, bfloat16 or float16, any strides. Channels from ``c_in[n]`` on are not read.
@@ -118,6 +120,9 @@ def sliced_conv2d_ragged(
         width_idx: ``[N]``, int32 or int64: the row of the tables that a sample uses. With tables, and only then.
         act: ``"none"``, ``"relu"``, ``"relu6"``, ``"hardswish"`` or ``"silu"``.
         algo: ``"auto"`` or ``"direct"``.
+        zero_tail: False: nothing is written to the channels from ``c_out[n]`` on, which hold whatever the memory held,
+            NaN too. For consumers that take the widths (every ragged op reads ``c_in[n]`` channels only): it saves
+            writing ``c_out_max - c_out[n]`` maps. Gradients ignore these channels.
 
     Returns:
         ``[N, c_out_max, Ho, Wo]`` in x's dtype and layout. A sample's result does not depend on the other samples, on
@@ -142,7 +147,7 @@ def sliced_conv2d_ragged(
     """
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
     widths = (c_in, c_out, weight.size(0) if c_out_max is None else c_out_max)
-    options = (*widths, *geometry, groups, group_mode, scale_table, shift_table, width_idx, act, algo)
+    options = (*widths, *geometry, groups, group_mode, scale_table, shift_table, width_idx, act, algo, zero_tail)
     handle = remembered(x, weight, bias, groups, algo, (scale_table, shift_table))
     if handle is not None:
         with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name

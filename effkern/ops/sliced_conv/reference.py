@@ -66,10 +66,11 @@ def sliced_conv2d_ragged(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    zero_tail: bool,
     *,
     op: str = "sliced_conv2d_ragged",
 ) -> Tensor:
-    """``sliced_conv2d`` of every sample at its own widths, with its own row of the tables, zeros after ``c_out[n]``."""
+    """``sliced_conv2d`` of every sample at its own widths and row of the tables, zeros after ``c_out[n]`` always."""
     check_finite(None if scale_table is None else scale_table[:, :c_out_max], op, "scale_table")
     ins = check_range(c_in, min(x.size(1), weight.size(1) * groups), op, "c_in")
     outs = check_range(c_out, c_out_max, op, "c_out")
@@ -140,13 +141,14 @@ def sliced_linear_ragged(
     width_idx: Tensor | None,
     act: str,
     algo: str,
+    zero_tail: bool,
 ) -> Tensor:
     """``sliced_conv2d_ragged`` with a 1x1 kernel on maps of one pixel."""
     x, weight = x[:, :, None, None], weight[:, :, None, None]
     geometry = ([1, 1], [0, 0], [1, 1], 1, "prefix_groups")
     tables = (scale_table, shift_table, width_idx)
     y = sliced_conv2d_ragged(
-        x, weight, bias, c_in, c_out, c_out_max, *geometry, *tables, act, algo, op="sliced_linear_ragged"
+        x, weight, bias, c_in, c_out, c_out_max, *geometry, *tables, act, algo, zero_tail, op="sliced_linear_ragged"
     )
     return y[:, :, 0, 0]
 

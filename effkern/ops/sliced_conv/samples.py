@@ -35,7 +35,8 @@ def magnitude_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def magnitude(*args: Any) -> Tensor:
         positive = list(map_tensors(lambda t: t.double().abs() if t.is_floating_point() else t, args))
-        positive[-2] = "none"  # act, in every op of the family
+        strings = [i for i, value in enumerate(positive) if isinstance(value, str)]
+        positive[strings[-2]] = "none"  # act stands before algo in every op of the family
         return function(*positive)
 
     return magnitude
@@ -59,7 +60,7 @@ def conv_magnitude(*args: Any) -> Tensor:
 
 def ragged_magnitude(*args: Any) -> Tensor:
     """A of the error bound of the ragged convolution, sample by sample."""
-    x, weight, _, c_in, c_out, _most, *options, scales, _, width_idx, _, algo = args
+    x, weight, _, c_in, c_out, _most, *options, scales, _, width_idx, _, algo, _tail = args
     size = magnitude_of(reference.sliced_conv2d_ragged)(*args)
     excess = torch.zeros_like(size)
     for n, (ci, co) in enumerate(zip(c_in.tolist(), c_out.tolist(), strict=True)):
@@ -81,7 +82,7 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
         if sample.name in ("3x3_slice_epilogue", "depthwise", "prefix_groups", "within_group"):
             yield _packed_sample(sample, _packed, reference.sliced_conv2d_packed)
     for sample in ragged:
-        if sample.name in ("ragged_tables", "ragged_depthwise", "ragged_within_group"):
+        if sample.name in ("ragged_tables", "ragged_depthwise", "ragged_within_group", "ragged_no_tail"):
             yield _packed_sample(sample, _ragged_packed, reference.sliced_conv2d_ragged_packed)
 
 
@@ -141,7 +142,7 @@ def _ragged_samples(dtype: torch.dtype) -> Iterator[Sample]:
     def sample(
         name: str, x: Tensor, weight: Tensor, c_in: list[int], c_out: list[int], c_out_max: int, stride: int = 1,
         pad: int = 0, groups: int = 1, mode: str = "prefix_groups", rows: list[int] | None = None, act: str = "none",
-        index: torch.dtype = torch.int64,
+        index: torch.dtype = torch.int64, zero_tail: bool = True,
     ) -> Sample:  # fmt: skip
         outs = weight.size(0)
         bias = torch.randn(outs, generator=random)
@@ -150,7 +151,7 @@ def _ragged_samples(dtype: torch.dtype) -> Iterator[Sample]:
         width_idx = None if rows is None else torch.tensor(rows, dtype=index)
         args = (
             x, weight, bias, torch.tensor(c_in, dtype=index), torch.tensor(c_out, dtype=index), c_out_max, [stride] * 2,
-            [pad] * 2, [1, 1], groups, mode, scale, shift, width_idx, act, "auto",
+            [pad] * 2, [1, 1], groups, mode, scale, shift, width_idx, act, "auto", zero_tail,
         )  # fmt: skip
         grads = ("x", "weight", "bias", *(() if rows is None else ("scale_table", "shift_table")))
         if x.size(0) == 0:
@@ -170,6 +171,11 @@ def _ragged_samples(dtype: torch.dtype) -> Iterator[Sample]:
         "ragged_within_group", normal(3, 9, 6, 6), normal(24, 4, 3, 3), [9, 3, 6], [9, 24, 12], 24, pad=1, groups=3,
         mode="within_group", rows=[0, 1, 2], act="hardswish",
     )  # fmt: skip
+    # Without a tail, as what it holds is nobody's business.
+    yield sample(
+        "ragged_no_tail", normal(3, 16, 7, 6), normal(24, 16, 1, 1), [16, 5, 9], [24] * 3, 24, act="relu",
+        rows=[2, 0, 1], zero_tail=False,
+    )  # fmt: skip
     yield sample("ragged_wide_input", normal(2, 30, 4, 4), normal(10, 8, 1, 1), [8, 3], [5, 10], 10)
     yield sample("ragged_empty_batch", normal(0, 4, 6, 6), normal(8, 4, 3, 3), [], [], 8, pad=1, rows=[])
 
@@ -186,7 +192,7 @@ def _linear_samples(dtype: torch.dtype) -> Iterator[Sample]:
     widths = (torch.tensor([20, 8, 0, 20]), torch.tensor([33, 40, 4, 0]))
     args = (
         normal(4, 20), normal(40, 32), bias, *widths, 40, tables[0], tables[1], torch.tensor([1, 0, 1, 1]), "silu",
-        "auto",
+        "auto", True,
     )  # fmt: skip
     grads = ("x", "weight", "bias", "scale_table", "shift_table")
     magnitude = magnitude_of(reference.sliced_linear_ragged)
