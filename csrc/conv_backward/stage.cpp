@@ -4,11 +4,9 @@
 #include <cstring>
 
 namespace effkern::conv {
-namespace {
 
 typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
 
-// 4 channels x 4 columns: columns lie `from_step` apart by channel in the source, `pitch` apart in the copy.
 void transpose(const float* from, int64_t from_step, float* to, int64_t pitch) {
   const auto load = [&](int64_t i) { return *reinterpret_cast<const Four*>(from + i * from_step); };
   const Four a = load(0), b = load(1), c = load(2), d = load(3);
@@ -20,6 +18,8 @@ void transpose(const float* from, int64_t from_step, float* to, int64_t pitch) {
   save(2, __builtin_shufflevector(ef, gh, 0, 1, 4, 5));
   save(3, __builtin_shufflevector(ef, gh, 2, 3, 6, 7));
 }
+
+namespace {
 
 void copy_floats(const Activation& t, const float* from, int64_t columns, int64_t channels, int64_t pitch, float* out) {
   if (t.sc == 1) {

@@ -37,6 +37,12 @@ class Writer {
   // Input channels [begin, end) of a panel's sums [tap][in][16], 16 at a time so that they stay in L1.
   void panel(int64_t group, int64_t output, int64_t lanes, int64_t begin, int64_t end, const float* c) const {
     const int64_t at = group * p_.gw.group_stride + output * p_.gw.so;
+    const int64_t taps = p_.kh * p_.kw;
+    const bool dense = p_.gw.sw == 1 && p_.gw.sh == p_.kw && p_.gw.si == taps;
+    if (p_.gw.dtype == DType::F32 && !p_.accumulate && dense) {
+      float* out = static_cast<float*>(p_.gw.data) + at;
+      return taps == 1 ? pointwise(lanes, begin, end, c, out) : filters(lanes, begin, end, taps, c, out);
+    }
     for (int64_t i0 = begin; i0 < end; i0 += 16) {
       const int64_t i1 = std::min(i0 + 16, end);
       for (int64_t lane = 0; lane < lanes; ++lane)
@@ -64,6 +70,30 @@ class Writer {
   }
 
  private:
+  // The same where gw is dense fp32. Element by element it would be a third of the time of a 1x1 layer on a small map.
+  void pointwise(int64_t lanes, int64_t begin, int64_t end, const float* c, float* out) const {
+    for (int64_t i = begin; i < end; i += 4) {
+      int64_t lane = 0;
+      if (i + 4 <= end)
+        for (; lane + 4 <= lanes; lane += 4)
+          transpose(c + i * kPanel + lane, kPanel, out + lane * p_.gw.so + i, p_.gw.so);
+      for (; lane < lanes; ++lane)
+        for (int64_t k = i; k < std::min(i + 4, end); ++k) out[lane * p_.gw.so + k] = c[k * kPanel + lane];
+    }
+  }
+
+  void filters(int64_t lanes, int64_t begin, int64_t end, int64_t taps, const float* c, float* out) const {
+    const int64_t step = kPanel * in_;
+    for (int64_t i0 = begin; i0 < end; i0 += 16)
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        float* to = out + lane * p_.gw.so + i0 * taps;
+        for (int64_t i = i0; i < std::min(i0 + 16, end); ++i) {
+          const float* from = c + i * kPanel + lane;
+          for (int64_t tap = 0; tap < taps; ++tap) *to++ = from[tap * step];
+        }
+      }
+  }
+
   const WgradProblem& p_;
   int64_t in_;
 };
@@ -89,7 +119,7 @@ void finish(const WgradProblem& p, const WgradPlan& plan, int64_t unit, float* s
   if (p.gb != nullptr) write.bias(group * out + output, lanes, c + plan.unit_floats - kPanel);
 }
 
-constexpr int64_t kAheadBytes = 256 * 1024;  // of one operand, in a 512 KiB L2
+constexpr int64_t kAheadBytes = 320 * 1024;  // of one operand, in a 512 KiB L2
 
 // Memory that the next block will read, handed out in pieces to the loops of the current one.
 class Ahead {
@@ -299,12 +329,17 @@ class Worker {
       }
   }
 
-  // Copies the block's part of `channels` channels of gy; what is left of a pixel's width becomes 0.
+  // Floats from one copied panel of gy to the next.
+  int64_t panel_floats() const { return plan_.samples * plan_.rows * gy_row_; }
+
+  // Copies the block's part of `channels` channels of gy, panel by panel; what is left of a pixel's width becomes 0.
   void stage_gy(int64_t channel, int64_t channels) {
     for (int64_t s = 0; s < block_.samples; ++s)
       for (int64_t row = 0; row < block_.rows; ++row)
-        stage_row(p_.gy, gy_sample(s), block_.row + row, p_.gy.w, channel, channels, gy_pixel_, gy_pixel_,
-                  staged_gy_ + (s * plan_.rows + row) * gy_row_);
+        for (int64_t c = 0; c < channels; c += gy_pixel_)
+          stage_row(p_.gy, gy_sample(s), block_.row + row, p_.gy.w, channel + c, std::min(channels - c, gy_pixel_),
+                    gy_pixel_, gy_pixel_,
+                    staged_gy_ + c / gy_pixel_ * panel_floats() + (s * plan_.rows + row) * gy_row_);
   }
 
   // Adds the block's part of the panels [begin, end), each [tap][in][16].
@@ -321,8 +356,10 @@ class Worker {
         if (plan_.stage_x && last > first) stage_x(group, first, last, tiles);
         for (int64_t unit = from; unit < to; ++unit) {
           const int64_t output = (unit - group * panels) * kPanel, channel = group * out_ + output;
-          if (plan_.stage_gy) stage_gy(channel, std::min(kPanel, out_ - output));
-          const int64_t gy_offset = plan_.stage_gy ? 0 : channel;
+          const int64_t slot = (unit - from) % plan_.gy_panels;
+          if (plan_.stage_gy && slot == 0 && (first == 0 || plan_.gy_panels < to - from))
+            stage_gy(channel, std::min(std::min(plan_.gy_panels, to - unit) * kPanel, out_ - output));
+          const int64_t gy_offset = plan_.stage_gy ? slot * panel_floats() : channel;
           float* c = sums + (plan_.direct ? from : unit) * plan_.unit_floats;
           for (int64_t i = first; i < last; ++i) {
             const int64_t row = tile_begin(i, tiles, rows), n = tile_begin(i + 1, tiles, rows) - row;

@@ -22,6 +22,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Pixels that lie a multiple of `pitch` floats apart share an eighth of a 32 KiB cache of 8 ways, or less, and one or
 // two entries of the TLB each. gy is read once a tile of input channels and tap, and copied at half that line.
 constexpr int64_t kAliasedX = 512, kAliasedGy = 128;
+// Panels of gy that are copied at a time: a pixel's part of them are some cache lines side by side.
+constexpr int64_t kGyPanels = 4;
 
 int64_t product(std::initializer_list<int64_t> factors) {
   int64_t result = 1;
@@ -79,8 +81,12 @@ WgradPlan make_wgrad_plan(const WgradProblem& p, int64_t threads, int64_t tile_r
                           : plan.source == Source::Merged ? in
                                                           : plan.block_tiles * tile_rows;
   plan.x_floats = plan.stage_x ? product({in_pixels, columns}) : 0;
+  // All panels where x is copied in several parts, each of which meets all of gy.
+  plan.gy_panels = std::min(plan.block_tiles * tile_rows < in ? panels_of(out) : kGyPanels, panels_of(out));
   plan.gy_floats =
-      plan.stage_gy ? product({plan.samples, plan.rows, p.gy.w, plan.depthwise ? kMaxDepthwise : kPanel}) : 0;
+      plan.stage_gy
+          ? product({plan.samples, plan.rows, p.gy.w, plan.depthwise ? kMaxDepthwise : plan.gy_panels * kPanel})
+          : 0;
   // A kernel row of a depthwise filter has a run for three taps, and one a tap for the columns at the borders.
   plan.max_runs = product({plan.taps, plan.depthwise ? 2 : 1});
   plan.max_lines = product({plan.taps, plan.depthwise ? 3 : 1, plan.samples, plan.rows}) + plan.samples * plan.rows;

@@ -18,7 +18,7 @@ struct WgradPlan {
   bool depthwise;                // one filter a channel: elementwise instead of outer products
   Source source;                 // of a dense problem
   bool stage_x;                  // x is copied, block by block, to fp32 scratch
-  bool stage_gy;                 // the same, a unit at a time
+  bool stage_gy;                 // the same, some units at a time
   int64_t samples, rows, bands;  // a block: `samples` whole output maps, or `rows` rows of one, `bands` a map
   int64_t blocks, chunks, chunk_blocks;
   bool direct;                  // one block is all there is: sums are written out at once and take no memory
@@ -26,6 +26,7 @@ struct WgradPlan {
   int64_t taps;
   int64_t tile_rows;    // of the kernel's full tile
   int64_t block_tiles;  // tiles of staged input channels at a time
+  int64_t gy_panels;    // panels of staged gy at a time
   int64_t units;        // panels of 16 outputs of all groups, or blocks of 64 depthwise channels
   int64_t unit_floats;  // of the sums of a unit: [tap][in][16] or [tap][64], then its bias
   int64_t splits;       // ranges of units that different threads take
