@@ -186,9 +186,9 @@ def _ragged_fake(
 
 
 def _ragged_setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, c_in, c_out, _, scale_table, shift_table, width_idx, act, _, _ = inputs
+    x, weight, bias, c_in, c_out, _, scale_table, shift_table, width_idx, act, algo, _ = inputs
     ctx.save_for_backward(x, weight, bias, c_in, c_out, scale_table, shift_table, width_idx, output)
-    ctx.act = act
+    ctx.act, ctx.algo = act, algo
 
 
 def _ragged_backward(ctx: Any, grad: Tensor) -> tuple:
@@ -197,8 +197,8 @@ def _ragged_backward(ctx: Any, grad: Tensor) -> tuple:
     needs = [ctx.needs_input_grad[_linear_ragged.arguments.index(name)] for name in inputs]
     grad, y, x, weight = (t[:, :, None, None] for t in (grad, y, x, weight))
     grads = ragged_backward(
-        grad, y, x, weight, bias, c_in, c_out, *_GEOMETRY, scale_table, shift_table, width_idx, ctx.act, needs
-    )
+        grad, y, x, weight, bias, c_in, c_out, *_GEOMETRY, scale_table, shift_table, width_idx, ctx.act, ctx.algo, needs
+    )  # fmt: skip
     given = {name: g for name, g, need in zip(inputs, grads, needs, strict=True) if need}
     for name in given.keys() & {"x", "weight"}:
         given[name] = given[name][:, :, 0, 0]

@@ -51,18 +51,18 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, c_in, c_out, _, *geometry, scale_table, shift_table, width_idx, act, _, _ = inputs
+    x, weight, bias, c_in, c_out, _, *geometry, scale_table, shift_table, width_idx, act, algo, _ = inputs
     ctx.save_for_backward(x, weight, bias, c_in, c_out, scale_table, shift_table, width_idx, output)
-    ctx.options = (geometry, act)
+    ctx.options = (geometry, act, algo)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, bias, c_in, c_out, scale_table, shift_table, width_idx, y = ctx.saved_tensors
-    geometry, act = ctx.options
+    geometry, act, algo = ctx.options
     inputs = ("x", "weight", "bias", "scale_table", "shift_table")
     needs = [ctx.needs_input_grad[_ragged.arguments.index(name)] for name in inputs]
     grads = ragged_backward(
-        grad, y, x, weight, bias, c_in, c_out, *geometry, scale_table, shift_table, width_idx, act, needs
+        grad, y, x, weight, bias, c_in, c_out, *geometry, scale_table, shift_table, width_idx, act, algo, needs
     )
     given = dict(zip(inputs, (g if n else None for g, n in zip(grads, needs, strict=True)), strict=True))
     return tuple(given.get(name) for name in _ragged.arguments)

@@ -1,4 +1,4 @@
-"""Gradients of the ragged ops, one width class after another."""
+"""Gradients of the ragged ops, a width class after another (C++ twin: ``csrc/sliced_conv/ragged_backward_cpu.cpp``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from effkern.ops._slices import unslice_bias
 from effkern.ops.sliced_conv import reference
 
 
-def _kernel(
+def reference_backward(
     grad: Tensor,
     y: Tensor,
     x: Tensor,
@@ -32,11 +32,13 @@ def _kernel(
     shift_table: Tensor | None,
     width_idx: Tensor | None,
     act: str,
+    algo: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients in x, weight, bias, scale_table and shift_table: full size, zero outside the prefixes that ran.
 
-    Classes come in ascending (c_in, c_out), samples of a class in index order: the sums have one order.
+    Classes come in ascending (c_out, c_in), samples of a class in index order: the sums have one order. The native
+    kernel sums a class's weight gradient by blocks of pixels as the uniform one does, and tables over samples in order.
     """
     dtype = compute_dtype(x)
     inputs = (x, weight, bias, scale_table, shift_table)
@@ -56,7 +58,7 @@ def _kernel(
         scale, shift = table_rows(scale_table), table_rows(shift_table)
         z = None
         if needs[3] or act in ("hardswish", "silu"):  # all else can be told from y
-            options = (co, stride, padding, dilation, groups, group_mode, None, None, "none", "auto")
+            options = (co, stride, padding, dilation, groups, group_mode, None, None, "none", algo)
             z = reference.sliced_conv2d(xs, weight.to(dtype), bias, *options)
 
         def pre(z: Tensor | None = z, scale: Tensor | None = scale, shift: Tensor | None = shift) -> Tensor:
@@ -84,16 +86,16 @@ def _kernel(
 
 
 def _classes(c_in: Tensor, c_out: Tensor) -> dict[tuple[int, int], list[int]]:
-    """Samples of every (c_in, c_out) pair, pairs ascending. Pairs that computed nothing are left out."""
+    """Samples of every (c_in, c_out) pair, by ascending (c_out, c_in). Pairs that computed nothing are left out."""
     classes: dict[tuple[int, int], list[int]] = {}
     for n, pair in enumerate(zip(c_in.tolist(), c_out.tolist(), strict=True)):
         if pair[1] > 0:
             classes.setdefault(pair, []).append(n)
-    return dict(sorted(classes.items()))
+    return dict(sorted(classes.items(), key=lambda item: item[0][::-1]))
 
 
 def _fake(grad: Tensor, y: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> tuple[Tensor, ...]:
-    *_, scale_table, shift_table, _, _, needs = options
+    *_, scale_table, shift_table, _, _, _, needs = options
     dtype = compute_dtype(x)
     grads = []
     for t, need in zip((x, weight, bias, scale_table, shift_table), needs, strict=True):
@@ -110,9 +112,9 @@ ragged_backward = Op(
     "sliced_conv2d_ragged_backward",
     "(Tensor grad, Tensor y, Tensor x, Tensor weight, Tensor? bias, Tensor c_in, Tensor c_out, int[] stride, "
     "int[] padding, int[] dilation, int groups, str group_mode, Tensor? scale_table, Tensor? shift_table, "
-    "Tensor? width_idx, str act, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor? width_idx, str act, str algo, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     fake=_fake,
-    reference=_kernel,
+    reference=reference_backward,
     setup_context=lambda ctx, inputs, output: None,
     backward=_refuse,
 )
