@@ -96,6 +96,17 @@ def skip(n: int, c: int, side: int) -> tuple[Call, Call]:
     return lambda: ops.skip_basic_block(x, keep, w, b, w, b), dense
 
 
+def pq_linear(rows: int, c_in: int, c_out: int, d: int, entries: int) -> tuple[Call, Call]:
+    x, book = (
+        torch.randn(rows, c_in, device="cuda", dtype=DTYPE),
+        torch.randn(1, entries, d, device="cuda", dtype=DTYPE),
+    )
+    codes = torch.randint(entries, (c_out, c_in // d), device="cuda")
+    codes = codes.to(torch.uint8 if entries <= 256 else torch.int16)
+    w = ops.pq_decode(codes, book)
+    return lambda: ops.pq_linear(x, codes, book), lambda: F.linear(x, w)
+
+
 def cases() -> Iterator[tuple[str, tuple[Call, Call]]]:
     for n, c, side in ((1, 64, 56), (32, 64, 56), (1, 256, 14), (32, 256, 14), (32, 512, 7)):
         yield f"rep_conv2d {n}x{c}@{side}", rep_conv(n, c, side, c)
@@ -106,6 +117,9 @@ def cases() -> Iterator[tuple[str, tuple[Call, Call]]]:
     yield "depthwise 3x3 512@14 n32", depthwise(32, 512, 14)
     yield "depthwise 3x3 96@56 n32", depthwise(32, 96, 56)
     yield "skip_basic_block 64@8 n128 keep 0.5", skip(128, 64, 8)
+    for rows in (1, 8, 64):
+        yield f"pq_linear 4096->4096 d8 K256, {rows} rows", pq_linear(rows, 4096, 4096, 8, 256)
+    yield "pq_linear 2048->1000 d4 K1024, 1 row", pq_linear(1, 2048, 1000, 4, 1024)
     yield "skip_basic_block 256@14 n32 keep 0.5", skip(32, 256, 14)
 
 

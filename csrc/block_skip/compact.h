@@ -15,6 +15,14 @@ struct Compaction {
   bool rest;                           // what follows the kept rows: the dropped ones, from the last one on, or -1
 };
 
+// Bytes that the kernel's instructions move: the mask once, the list once.
+struct CompactWork {
+  int64_t bytes_keep, bytes_lists;
+};
+inline CompactWork compact_work(int64_t n, int64_t columns, int64_t size) {
+  return {n * columns * size, (n + 1) * columns * 4};
+}
+
 void run(const Compaction& compaction, device::Stream stream);  // one launch
 
 }  // namespace effkern::block_skip

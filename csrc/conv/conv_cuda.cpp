@@ -12,7 +12,10 @@ namespace {
 
 Size2 pair(const int64_t (&v)[2]) { return {static_cast<int32_t>(v[0]), static_cast<int32_t>(v[1])}; }
 
-Strides strides(const Tensor& map) { return {map.stride(0), map.stride(2), map.stride(3)}; }
+// Nothing is at a distance along a side of one pixel, whatever its stride says: rows of a linear layer are aligned.
+Strides strides(const Tensor& map) {
+  return {map.stride(0), map.size(2) > 1 ? map.stride(2) : 0, map.size(3) > 1 ? map.stride(3) : 0};
+}
 
 template <class T>
 Global<T> maybe(const device::Scope& scope, const MaybeTensor& tensor) {

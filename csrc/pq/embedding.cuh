@@ -4,25 +4,12 @@
 #pragma once
 
 #include "../common/cuda/indices.cuh"
+#include "codes.cuh"
 #include "embedding_gpu.h"
 
 namespace effkern::pq {
 
 constexpr int kLookupThreads = 256, kLookupWarps = kLookupThreads / 32;
-
-template <class T>
-__device__ __forceinline__ int32_t code_of(const Lookup<T>& p, int64_t i) {
-  int32_t code;
-  if (p.code_bytes == 1)
-    code = device::load<uint8_t>(p.codes.template as<const uint8_t>() + i);
-  else if (p.code_bytes == 4)
-    code = device::load<int32_t>(p.codes.template as<const int32_t>() + i);
-  else if (p.signed_codes)
-    code = device::load<int16_t>(p.codes.template as<const int16_t>() + i);
-  else
-    code = device::load<uint16_t>(p.codes.template as<const uint16_t>() + i);
-  return code < 0 ? 0 : code >= p.entries ? p.entries - 1 : code;
-}
 
 template <class T, bool kWide>
 __global__ void __launch_bounds__(kLookupThreads, 4) lookup(const __grid_constant__ Lookup<T> p) {
@@ -47,9 +34,10 @@ __global__ void __launch_bounds__(kLookupThreads, 4) lookup(const __grid_constan
         float factor = p.scale ? device::load<float>(p.scale + row) : 1.0f;
         float decoded[kPer] = {};
         for (int32_t stage = 0; stage < p.stages; ++stage) {
-          const int32_t code = code_of(p, (static_cast<int64_t>(row) * p.positions + position) * p.stages + stage);
+          const int32_t code =
+              code_at(p.codes, (static_cast<int64_t>(row) * p.positions + position) * p.stages + stage);
           const int64_t book = p.book_per_position ? position : p.book_per_stage ? stage : 0;
-          const auto entry = device::load<Chunk>(p.book + ((book * p.entries + code) * p.d + element));
+          const auto entry = device::load<Chunk>(p.book + ((book * p.codes.entries + code) * p.d + element));
 #pragma unroll
           for (int e = 0; e < kPer; ++e) decoded[e] += device::to_float(entry.v[e]);
         }

@@ -3,13 +3,11 @@
 #include <string>
 #include <vector>
 
-#include "../common/cuda/arguments.h"
+#include "codes_cuda.h"
 #include "embedding_gpu.h"
 
 namespace effkern::pq {
 namespace {
-
-constexpr int64_t kMaxEntries = 65536, kMaxBook = int64_t{1} << 30;  // as on the CPU
 
 struct Arguments {
   const char* op;
@@ -30,25 +28,21 @@ device::Indices list(const device::Scope& scope, Tensor& dense, const Tensor& x,
 }
 
 template <class T>
-Lookup<T> lookup_of(const device::Scope& scope, const Arguments& a, Tensor& idx, Tensor& offsets, const Tensor& codes,
-                    const Tensor& book, const MaybeTensor& scale, const MaybeTensor& weights, Tensor& y) {
+Lookup<T> lookup_of(const device::Scope& scope, const Arguments& a, Tensor& idx, Tensor& offsets, const Coded& table,
+                    const MaybeTensor& scale, const MaybeTensor& weights, Tensor& y) {
   Lookup<T> p{};
   p.idx = list(scope, idx, a.codebook, {a.op, "idx"});
   if (a.offsets != nullptr) p.offsets = list(scope, offsets, a.codebook, {a.op, "offsets"});
-  p.codes = scope.of<const char>(codes);
-  p.code_bytes = static_cast<int32_t>(codes.element_size());
-  p.signed_codes = codes.scalar_type() == ScalarType::Short;
-  p.book = scope.of<const T>(book);
+  p.codes = table.as_codes(scope);
+  p.book = scope.of<const T>(table.book);
   if (scale) p.scale = scope.of<const float>(*scale);
   if (weights) p.weights = scope.of<const float>(*weights);
   p.y = scope.of<T>(y);
   p.count = static_cast<int32_t>(idx.numel());
   p.bags = static_cast<int32_t>(a.offsets != nullptr ? offsets.numel() : idx.numel());
-  p.rows = static_cast<int32_t>(codes.size(0)), p.positions = static_cast<int32_t>(codes.size(1));
-  p.stages = static_cast<int32_t>(codes.dim() == 3 ? codes.size(2) : 1);
-  p.entries = static_cast<int32_t>(book.size(1)), p.d = static_cast<int32_t>(book.size(2));
-  p.book_per_position = codes.dim() == 2 && book.size(0) > 1;
-  p.book_per_stage = codes.dim() == 3 && book.size(0) > 1;
+  p.rows = static_cast<int32_t>(table.rows), p.positions = static_cast<int32_t>(table.positions);
+  p.stages = static_cast<int32_t>(table.stages), p.d = static_cast<int32_t>(table.d);
+  p.book_per_position = table.book_per_position, p.book_per_stage = table.book_per_stage;
   p.mean = a.mean;
   p.padding = static_cast<int32_t>(a.padding.value_or(-1));
   const auto aligned = [](const T* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
@@ -56,39 +50,13 @@ Lookup<T> lookup_of(const device::Scope& scope, const Arguments& a, Tensor& idx,
   return p;
 }
 
-void check(const Arguments& a) {
-  const char* op = a.op;
-  const Tensor &codes = a.codes, &book = a.codebook;
-  EFFKERN_CHECK_TYPE(codes.scalar_type() == ScalarType::Byte || codes.scalar_type() == ScalarType::Short ||
-                         codes.scalar_type() == ScalarType::UInt16 || codes.scalar_type() == ScalarType::Int,
-                     op, ": codes must be one of uint8, int16, uint16, int32");
-  float_dtype(book, {op, "codebook"});
-  device::check_here(book, book, {op, "codebook"});
-  device::check_here(codes, book, {op, "codes"});
-  EFFKERN_CHECK_VALUE(codes.dim() == 2 || codes.dim() == 3, op, ": codes must be [Co, J] or [Co, J, m], got shape ",
-                      shape_text(codes));
-  EFFKERN_CHECK_VALUE(book.dim() == 3, op, ": codebook must be [B, K, d], got shape ", shape_text(book));
-  const int64_t entries = book.size(1), d = book.size(2);
-  EFFKERN_CHECK_VALUE(d >= 1 && entries >= 1 && entries <= kMaxEntries, op, ": codebook must have d >= 1 and K in [1, ",
-                      kMaxEntries, "], got K = ", entries, ", d = ", d);
-  const int64_t last = codes.size(codes.dim() - 1);
-  EFFKERN_CHECK_VALUE(codes.size(1) >= 1 && last >= 1, op,
-                      ": codes must have a position and a stage at least, got shape ", shape_text(codes));
-  EFFKERN_CHECK_VALUE(book.size(0) == 1 || book.size(0) == last, op, ": codebook must hold 1 book or one per ",
-                      codes.dim() == 2 ? "position" : "stage", " (", last, "), got ", book.size(0),
-                      " for codes of shape ", shape_text(codes));
-  EFFKERN_CHECK_VALUE(d < kMaxBook && entries * book.size(0) <= (kMaxBook - 1) / d, op,
-                      ": codebook must hold fewer than ", kMaxBook, " numbers, got shape ", shape_text(book));
-  EFFKERN_CHECK_VALUE(codes.size(1) < kLimit / d && codes.size(0) < kLimit && last < kLimit, op,
-                      ": codes must be fewer, got shape ", shape_text(codes));
-  EFFKERN_CHECK_VALUE(!a.padding || (*a.padding >= 0 && *a.padding < codes.size(0)), op,
-                      ": padding_idx must be in [0, ", codes.size(0), "), got ", a.padding.value_or(0));
-  EFFKERN_CHECK_INDEX(codes.size(0) > 0 || a.idx.numel() == 0, op, ": idx must be empty for a table without rows");
-}
-
 Tensor run(const Arguments& a, const std::vector<int64_t>& bags) {
-  check(a);
-  const device::Scope scope(a.codebook, {a.op, "codebook"});
+  const char* op = a.op;
+  const Coded table = coded(a.codes, a.codebook, -1, a.codebook, op);
+  EFFKERN_CHECK_VALUE(!a.padding || (*a.padding >= 0 && *a.padding < table.rows), op, ": padding_idx must be in [0, ",
+                      table.rows, "), got ", a.padding.value_or(0));
+  EFFKERN_CHECK_INDEX(table.rows > 0 || a.idx.numel() == 0, op, ": idx must be empty for a table without rows");
+  const device::Scope scope(a.codebook, {op, "codebook"});
   const ScalarType dtype = a.codebook.scalar_type();
   const MaybeTensor scale = device::vector(a.scale, a.codes.size(0), true, dtype, a.codebook, {a.op, "scale"});
   const MaybeTensor weights =
@@ -97,9 +65,8 @@ Tensor run(const Arguments& a, const std::vector<int64_t>& bags) {
   size.push_back(a.codes.size(1) * a.codebook.size(2));
   Tensor y = torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, a.codebook.device());
   Tensor idx = a.idx, offsets = a.offsets != nullptr ? *a.offsets : a.idx;
-  const Tensor codes = torch::stable::contiguous(a.codes), book = torch::stable::contiguous(a.codebook);
   const auto go = [&]<class T>(T) {
-    const Lookup<T> p = lookup_of<T>(scope, a, idx, offsets, codes, book, scale, weights, y);
+    const Lookup<T> p = lookup_of<T>(scope, a, idx, offsets, table, scale, weights, y);
     if (y.numel() > 0) pq::run(p, scope.stream());
   };
   switch (dtype) {

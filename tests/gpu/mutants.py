@@ -20,7 +20,7 @@ class Mutant:
 CONV, LOADER, MATH, EPILOGUE = (f"conv/{name}.cuh" for name in ("conv", "conv_loader", "conv_math", "conv_epilogue"))
 COMPACT, SCHEDULE = "block_skip/compact.cuh", "sliced_conv/schedule.cuh"
 INDICES, DEPTHWISE = "common/cuda/indices.cuh", "conv/depthwise.cuh"
-LOOKUP = "pq/embedding.cuh"
+LOOKUP, CODES, DECODE, DOTS = (f"pq/{name}.cuh" for name in ("embedding", "codes", "decode", "dots"))
 
 MUTANTS = (
     # Barriers and waits
@@ -335,11 +335,11 @@ MUTANTS = (
     Mutant("depthwise: columns past the map stored", DEPTHWISE, "      if (w >= p_.out.w) break;\n", ""),
     Mutant("depthwise: rows past the map stored", DEPTHWISE, "if (h_ + row_ < p_.out.h) outputs();", "outputs();"),
     # lookup
-    Mutant("lookup: codes past the book read", LOOKUP, "code >= p.entries ? p.entries - 1 : code", "code"),
-    Mutant("lookup: negative codes read", LOOKUP, "return code < 0 ? 0 : ", "return "),
+    Mutant("codes past the book read", CODES, "code >= codes.entries ? codes.entries - 1 : code", "code"),
+    Mutant("negative codes read", CODES, "return code < 0 ? 0 : ", "return "),
     Mutant(
-        "lookup: signed codes read as unsigned",
-        LOOKUP,
+        "signed codes read as unsigned",
+        CODES,
         "code = device::load<int16_t>",
         "code = (uint16_t)device::load<int16_t>",
     ),
@@ -368,4 +368,53 @@ MUTANTS = (
         "at < width; at += 32 * kPer",
         "at < width && at < 32 * kPer; at += 32 * kPer",
     ),
+    # decode
+    Mutant("decode: taps and channels exchanged", DECODE, "at % p.channels * p.taps + tap", "at"),
+    Mutant("decode: the entry does not go on", DECODE, "if (element >= p.d) element -= p.d, ++position;", ""),
+    Mutant(
+        "decode: the element stays past its entry",
+        DECODE,
+        "if (element >= p.d) element -= p.d, ++position;",
+        "if (element >= p.d) ++position;",
+    ),
+    Mutant("decode: only the first stage", DECODE, "stage < p.stages; ++stage", "stage < 1; ++stage"),
+    Mutant("decode: every stage from the first book", DECODE, "p.book_per_stage ? stage : 0", "0"),
+    Mutant("decode: every position from the first book", DECODE, "p.book_per_position ? position : ", ""),
+    Mutant("decode: factor of the first row", DECODE, "(p.scale + row)", "(p.scale + 0)"),
+    Mutant(
+        "decode: rows end after one round", DECODE, "at < width; at += 32 * kPer", "at < 32 * kPer; at += 32 * kPer"
+    ),
+    Mutant(
+        "decode: blocks make the same rows",
+        DECODE,
+        "static_cast<int64_t>(device::block()) * kDecodeWarps + device::thread() / 32;",
+        "device::thread() / 32;",
+    ),
+    # dots
+    Mutant(
+        "dots: no barrier before x is overwritten",
+        DOTS,
+        "device::sync();  // all are done with the segment before",
+        ";",
+    ),
+    Mutant("dots: no barrier after x", DOTS, "bring_x(segment);\n        device::sync();", "bring_x(segment);"),
+    Mutant("dots: x of the rows before", DOTS, "id / groups == before", "before >= 0"),
+    Mutant("dots: codes past the book read", DOTS, "value < p_.codes.entries ? value : p_.codes.entries - 1", "value"),
+    Mutant("dots: negative codes read as the last", DOTS, "p_.codes.has_sign && code >= 0x8000u", "false"),
+    Mutant("dots: codes past the row multiplied", DOTS, ">= left) return;", ">= left + 1) return;"),
+    Mutant("dots: a code too few", DOTS, ">= left) return;", ">= left - 1) return;"),
+    Mutant("dots: codes past the row read", DOTS, "if (left > 0) to[o] =", "to[o] ="),
+    Mutant("dots: codes of outputs past the last read", DOTS, "output_ + o < p_.outputs ?", "true ?"),
+    Mutant("dots: outputs past the last stored", DOTS, "lane_ != 0 || output >= p_.outputs", "lane_ != 0"),
+    Mutant("dots: every lane stores", DOTS, "lane_ != 0 || output >= p_.outputs", "output >= p_.outputs"),
+    Mutant("dots: half of a team not summed", DOTS, "bits = p_.lanes / 2; bits > 0", "bits = p_.lanes / 2; bits > 1"),
+    Mutant("dots: the next segment's codes lost", DOTS, "codes[o] = next[o];", "codes[o] = codes[o];"),
+    Mutant("dots: lanes without padding between their x", DOTS, "a_lane_ * chunks_ + 1;", "a_lane_ * chunks_;"),
+    Mutant("dots: all lanes read one copy of the book", DOTS, "device::lane() % p.copies", "0"),
+    Mutant("dots: rows past the last read", DOTS, "p_.rows - first_ < kM ? p_.rows - first_ : kM", "kM"),
+    Mutant("dots: x of the first rows", DOTS, "((first_ + m) * p_.x_row", "(m * p_.x_row"),
+    Mutant(
+        "dots: entries of one chunk", DOTS, "(entry[o] * chunks_ + c) * p_.copies", "entry[o] * chunks_ * p_.copies"
+    ),
+    Mutant("dots: bias before the factor", DOTS, "device::fma(sums[o][m], scale, bias)", "(sums[o][m] + bias) * scale"),
 )

@@ -18,16 +18,20 @@ from tests.ops.catalog import as_tuple, batched, check_values, every_sample, sam
 
 #: What must be there; an op that is lost would otherwise be skipped.
 OPS_ON_CUDA = {
-    "compact", "pq_embedding", "pq_embedding_bag", "rep_conv2d", "skip_basic_block", "skip_bottleneck", "sliced_conv2d",
-    "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged",
+    "compact", "pq_conv2d", "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d",
+    "skip_basic_block", "skip_bottleneck", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear",
+    "sliced_linear_ragged",
 }  # fmt: skip
 #: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
 REFUSED = {"handle": "must be a 4-d weight on the GPU", "groups": "groups must be 1 on the GPU"}
 
 
-def rounded_between(sample: Sample, dtype: torch.dtype) -> Sample:
-    """With the bound for what the GPU rounds to 16 bits between the convolutions of a block: twice at most, each error
-    passing through the sums and activations behind it."""
+def as_rounded(sample: Sample, dtype: torch.dtype) -> Sample:
+    """With the bound for what the GPU rounds to 16 bits and the CPU does not: what lies between the convolutions of a
+    block (twice at most, each error passing through the sums and activations behind it), and the entries of a codebook
+    and their sum over stages."""
+    if dtype == torch.float32 or not sample.op.name.startswith(("skip_", "pq_conv2d", "pq_linear")):
+        return sample
     times = 1 + 3 * UNIT[dtype] / (DIRECT_LIMIT * UNIT[torch.float32])
     magnitude = sample.magnitude
     assert magnitude is not None
@@ -79,8 +83,7 @@ def test_values_layouts_and_strides(key, dtype):
     outputs = run(sample, sample.args)
     if outputs is None:
         return  # refused, with the right message
-    if sample.op.name.startswith("skip_") and dtype != torch.float32:
-        sample = rounded_between(sample, dtype)
+    sample = as_rounded(sample, dtype)
     check_values(sample, sample.args, outputs if len(outputs) > 1 else outputs[0], key)
     if dtype != torch.float32 or key not in WITH_LAYOUTS:
         return

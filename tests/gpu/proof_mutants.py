@@ -12,13 +12,27 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.harness import FLAGS, MACHINE, WORKERS, compile_all, link
-from tests.gpu.mutants import COMPACT, DEPTHWISE, INDICES, LOOKUP, MUTANTS, SCHEDULE, Mutant
+from tests.gpu.mutants import (
+    CODES,
+    COMPACT,
+    DECODE,
+    DEPTHWISE,
+    DOTS,
+    INDICES,
+    LOOKUP,
+    MUTANTS,
+    SCHEDULE,
+    Mutant,
+)
 from tests.native.package import CHECKOUT
 
 TABLE = CHECKOUT / "build" / "gpu-proof" / "mutants.md"
 TESTS = {  # of the others: CONV
+    CODES: "test_lookup",
     COMPACT: "test_compact",
+    DECODE: "test_decode",
     DEPTHWISE: "test_depthwise",
+    DOTS: "test_dots",
     INDICES: "test_schedule",
     LOOKUP: "test_lookup",
     SCHEDULE: "test_schedule",

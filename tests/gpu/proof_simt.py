@@ -15,6 +15,8 @@ EVERYTHING = (
     "test_schedule",
     "test_depthwise",
     "test_lookup",
+    "test_decode",
+    "test_dots",
     "test_conv",
     "test_conv_smoke",
 )

@@ -31,6 +31,8 @@ SOURCES = (
     "conv/depthwise",
     "block_skip/compact",
     "sliced_conv/schedule",
+    "pq/decode",
+    "pq/dots",
     "pq/embedding",
 )
 #: Least share of multiplying instructions in a turn of the main loop. 16-bit kernels of the large tile are held to the
@@ -181,7 +183,7 @@ def each(kernels: dict[str, dict]):
 
 def test_every_target_is_compiled(kernels):
     assert toolkit.known_archs(HOME) == list(toolkit.ARCHS), f"nvcc {toolkit.version(HOME)} knows fewer targets"
-    assert len(kernels) == 32
+    assert len(kernels) == 51
     assert all(set(kernel["targets"]) == set(map(str, toolkit.ARCHS)) for kernel in kernels.values())
 
 
@@ -193,6 +195,11 @@ def test_global_accesses_are_16_bytes_wide(kernels):
     wide = [(n, a, t) for n, a, _, t in each(kernels) if "share" in t]
     assert not [(n, a) for n, a, t in wide if not (t["wide_loads"] and t["wide_stores"])]
     assert not [(n, a) for n, a, t in wide if t["wide_copies"] == n.endswith("u")]
+    # Codes and entries: a lane's 16 bytes of codes, entries and what is made of them in chunks of 16.
+    coded = [(n, a, t) for n, a, _, t in each(kernels) if n.startswith(("dots<", "decode<", "lookup<"))]
+    assert not [(n, a) for n, a, t in coded if n.startswith("dots<") and not t["wide_loads"]]
+    assert not [(n, a) for n, a, t in coded if n.endswith("true>") and not (t["wide_loads"] and t["wide_stores"])]
+    assert not [(n, a) for n, a, t in coded if re.match(r"decode<.*[84], false>", n) and not t["wide_stores"]]
 
 
 def test_the_main_loop_multiplies(kernels):

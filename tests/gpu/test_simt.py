@@ -8,7 +8,16 @@ import pytest
 
 from tests.gpu.harness import build
 
-SMOKE = ("test_harness", "test_compact", "test_schedule", "test_depthwise", "test_lookup", "test_conv_smoke")
+SMOKE = (
+    "test_harness",
+    "test_compact",
+    "test_schedule",
+    "test_depthwise",
+    "test_lookup",
+    "test_decode",
+    "test_dots",
+    "test_conv_smoke",
+)
 
 
 @pytest.mark.slow

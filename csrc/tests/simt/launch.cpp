@@ -23,6 +23,7 @@ struct WarpAccess {
   Op op;
   Site site;
   size_t bytes = 0;                                 // a lane
+  int64_t asked = 0;                                // by all lanes
   std::vector<std::pair<int, uint64_t>> addresses;  // lane, and the address of each word or part of one
 };
 
@@ -152,7 +153,7 @@ class Grid {
     const uint32_t time = self->seen[{id(site), op}]++;
     WarpAccess& access = accesses_[{self->block->index, self->id / 32, id(site), op, time}];
     access.op = op, access.site = site;
-    access.bytes = std::max(access.bytes, bytes);
+    access.bytes = std::max(access.bytes, bytes), access.asked += static_cast<int64_t>(bytes);
     for (size_t at = 0; at < bytes; at += 4) access.addresses.emplace_back(self->lane(), address + at);
   }
 
@@ -282,6 +283,7 @@ class Grid {
       sum->passes += cost.passes;
       sum->least += cost.least;
       sum->bytes_per_lane = std::max(sum->bytes_per_lane, cost.bytes_per_lane);
+      sum->asked += access.asked;
     }
   }
 

@@ -34,9 +34,10 @@ inline const char* name(Fault fault) {
 enum class Op { LoadGlobal, StoreGlobal, LoadShared, StoreShared, LoadMatrix, AsyncCopy, AsyncCopyShared };
 
 // Sums over warp-wide instructions. A wavefront is one pass over the 32 banks of shared memory, a sector 32 bytes of
-// global memory; `least` is what the same bytes need when they are laid out best.
+// global memory; `least` is what the same bytes need when they are laid out best. `asked` counts what several lanes
+// want for each of them, `bytes` once.
 struct Cost {
-  int64_t instructions = 0, bytes = 0, passes = 0, least = 0, bytes_per_lane = 0;
+  int64_t instructions = 0, bytes = 0, passes = 0, least = 0, bytes_per_lane = 0, asked = 0;
 };
 
 struct Report {

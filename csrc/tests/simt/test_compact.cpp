@@ -46,12 +46,18 @@ void compacts(int64_t n, int64_t columns, bool transposed, Bits magnitude, Bits 
                         .threads = block_skip::kCompactThreads,
                         .shared = block_skip::kCompactShared,
                         .seed = seed,
-                        .granule = 4};
-    const Report report = run(launch, [&] {
+                        .granule = 4,
+                        .counters = seed == 0};
+    Report report = run(launch, [&] {
       block_skip::compact<Bits>(global<const Bits>(mask), magnitude, n, row_stride, column_stride, global<int32_t>(idx),
                                 global<int32_t>(count), rest);
     });
     EXPECT(report.ok(), report.what);
+    if (launch.counters) {
+      const block_skip::CompactWork work = block_skip::compact_work(n, columns, sizeof(Bits));
+      EXPECT(report.cost[Op::LoadGlobal].asked == work.bytes_keep);
+      EXPECT(report.cost[Op::StoreGlobal].asked == work.bytes_lists);
+    }
     for (int64_t c = 0; c < columns; ++c) {
       std::vector<int32_t> want;
       for (int64_t r = 0; r < n; ++r)

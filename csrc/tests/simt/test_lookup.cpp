@@ -53,20 +53,21 @@ void looks_up(const Table& t, int seeds = kSchedules) {
   Lookup<T> p{};
   p.idx = {{reinterpret_cast<const int32_t*>(idx.data()), &idx}, t.wide_idx ? 2 : 1, t.wide_idx};
   if (!t.offsets.empty()) p.offsets = {{reinterpret_cast<const int32_t*>(offsets.data()), &offsets}, 1, false};
-  p.codes = {codes.data(), &codes}, p.code_bytes = t.code_bytes, p.signed_codes = t.signed_codes;
+  p.codes = {{codes.data(), &codes}, t.code_bytes, t.signed_codes, t.entries};
   p.book = book.global(), p.y = y.global();
   if (t.scale) p.scale = scale.global();
   if (t.weights) p.weights = weights.global();
   p.count = count, p.bags = bags, p.rows = t.rows, p.positions = t.positions, p.stages = t.stages;
-  p.entries = t.entries, p.d = t.d, p.mean = t.mean, p.padding = t.padding, p.wide = kWide;
+  p.d = t.d, p.mean = t.mean, p.padding = t.padding, p.wide = kWide;
   p.book_per_stage = t.stages > 1 && t.books > 1, p.book_per_position = t.stages == 1 && t.books > 1;
 
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     y.poison();
-    const Launch launch{.grid = 2, .threads = pq::kLookupThreads, .seed = seed};
-    const Report report = run(launch, [&] { pq::lookup<T, kWide>(p); });
+    const Launch launch{.grid = 2, .threads = pq::kLookupThreads, .seed = seed, .counters = seed == 0};
+    Report report = run(launch, [&] { pq::lookup<T, kWide>(p); });
     EXPECT(report.ok(), report.what);
     if (!report.ok()) return;
+    int64_t named = 0, all_kept = 0;
     for (int b = 0; b < bags; ++b)
       for (int at = 0; at < width; ++at) {
         const int begin = t.offsets.empty() ? b : std::clamp(t.offsets[static_cast<size_t>(b)], 0, count);
@@ -77,8 +78,10 @@ void looks_up(const Table& t, int seeds = kSchedules) {
         int kept = 0;
         for (int i = begin; i < end; ++i) {
           const int row = row_of(i);
+          named += at == 0;
           if (row == t.padding) continue;
           ++kept;
+          all_kept += at == 0;
           double value = 0;
           for (int s = 0; s < t.stages; ++s) {
             const int64_t code = std::clamp<int64_t>(
@@ -94,6 +97,12 @@ void looks_up(const Table& t, int seeds = kSchedules) {
         EXPECT(std::fabs(got - want) <= 0x1p-20 * std::fabs(want) && y.stores(int64_t{1} * b * width + at) == 1, "bag ",
                b, " element ", at, " seed ", seed, ": ", got, " for ", want);
       }
+    if (launch.counters) {
+      const pq::LookupWork work = pq::lookup_work(p, named, all_kept);
+      EXPECT(report.cost[Op::LoadGlobal].asked == work.bytes_in, report.cost[Op::LoadGlobal].asked, " for ",
+             work.bytes_in);
+      EXPECT(report.cost[Op::StoreGlobal].asked == work.bytes_y);
+    }
   }
 }
 

@@ -1,7 +1,11 @@
 // Prints what each kernel is launched with, for the static checks (tests/gpu/proof_static.py).
+#include <cstring>
+
 #include "../../block_skip/compact.cuh"
 #include "../../conv/conv_configs.cuh"
 #include "../../conv/depthwise.cuh"
+#include "../../pq/decode.cuh"
+#include "../../pq/dots.cuh"
 #include "../../pq/embedding.cuh"
 #include "../../sliced_conv/schedule.cuh"
 #include "../check.h"
@@ -57,6 +61,24 @@ TEST(other_plans) {
   for (const char* type : {"effkern::device::F16", "effkern::device::BF16", "float"})
     for (const char* wide : {"true", "false"})
       print(("lookup<" + std::string(type) + ", " + wide + ">").c_str(), pq::kLookupThreads, 0, 4);
+  const auto coded = [&]<class T>(T, const std::string& type) {
+    const std::string whole = std::to_string(16 / sizeof(T));
+    for (const std::string& form : {whole + ", true", whole + ", false", std::string("1, false")})
+      print(("decode<" + type + ", " + form + ">").c_str(), pq::kDecodeThreads, 0, 4);
+    // A book of 256 entries of one chunk, for rows of 512 codes.
+    for (const int rows : {1, 8})
+      for (const int per : {8, 4}) {
+        if (per * sizeof(T) > 16) continue;
+        pq::Dots<T> p{};
+        p.codes = {{}, per * sizeof(T) == 16 ? 1 : 2, false, 256};
+        p.rows = rows, p.outputs = p.positions = 512, p.d = per;
+        EXPECT(pq::plan(p));
+        print(("dots<" + type + ", " + std::to_string(per) + ", " + std::to_string(rows) + ">").c_str(),
+              pq::kDotsThreads, static_cast<int>(shared_of(p)), 3);
+      }
+  };
+  coded(device::F16{}, "effkern::device::F16"), coded(device::BF16{}, "effkern::device::BF16");
+  coded(float{}, "float");
   print("schedule", sliced_conv::kScheduleThreads, sliced_conv::kScheduleShared, 1);
 }
 

@@ -67,14 +67,29 @@ void sorts(const std::vector<int64_t>& c_in, const std::vector<int64_t>& c_out, 
     classes[{held(c_out[static_cast<size_t>(i)], most_out), held(c_in[static_cast<size_t>(i)], most_in)}].push_back(i);
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     for (Memory* memory : {&order, &parts, &count, &table}) memory->poison();
-    const Launch launch{
-        .threads = sliced_conv::kScheduleThreads, .shared = sliced_conv::kScheduleShared, .seed = seed, .granule = 4};
-    const Report report = run(launch, [&] {
-      sliced_conv::schedule({ins.indices(), outs.indices(), rows.indices(), n, most_in, most_out, most_row,
-                             global<int32_t>(order), global<Part>(parts), global<int32_t>(count),
-                             global<int32_t>(table)});
-    });
+    const Launch launch{.threads = sliced_conv::kScheduleThreads,
+                        .shared = sliced_conv::kScheduleShared,
+                        .seed = seed,
+                        .granule = 4,
+                        .counters = seed == 0};
+    const sliced_conv::Schedule schedule{ins.indices(),
+                                         outs.indices(),
+                                         rows.indices(),
+                                         n,
+                                         most_in,
+                                         most_out,
+                                         most_row,
+                                         global<int32_t>(order),
+                                         global<Part>(parts),
+                                         global<int32_t>(count),
+                                         global<int32_t>(table)};
+    Report report = run(launch, [&] { sliced_conv::schedule(schedule); });
     EXPECT(report.ok(), report.what);
+    if (launch.counters) {
+      const sliced_conv::ScheduleWork work = sliced_conv::schedule_work(schedule, static_cast<int64_t>(classes.size()));
+      EXPECT(report.cost[Op::LoadGlobal].asked == work.bytes_widths, report.cost[Op::LoadGlobal].asked);
+      EXPECT(report.cost[Op::StoreGlobal].asked == work.bytes_lists, report.cost[Op::StoreGlobal].asked);
+    }
     EXPECT(at<int32_t>(count, 0) == static_cast<int32_t>(classes.size()), at<int32_t>(count, 0), " classes of ",
            classes.size());
     size_t part = 0;

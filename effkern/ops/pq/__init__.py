@@ -30,6 +30,9 @@ def pq_linear(
     ``J * d > Ci``, the last sub-vector's tail is ignored. The dense weight never exists, neither here nor in the
     gradient. The result of a row does not depend on the other rows or on the number of threads, bit for bit.
 
+    On CUDA a layer of more than 8 rows decodes its weight for the call, and ``"auto"`` has other last bits there than
+    up to 8 rows; an ``algo`` by name has the same for any number.
+
     Args:
         x: ``[..., Ci]``, float32, bfloat16 or float16, any strides.
         codes: ``[Co, J]``, or ``[Co, J, m]`` for ``m`` additive stages; uint8, int16, uint16 or int32, each below
