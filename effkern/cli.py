@@ -61,12 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "recipe", metavar="RECIPE", help="blockdrop, dsnet, stochastic-depth, ...; a wrong one lists all"
     )
-    train.add_argument("--data", required=True, help="fashion-mnist, digits or cifar10:PATH")
+    train.add_argument("--data", required=True, help="fashion-mnist, digits, cifar10:PATH or imagefolder:PATH")
     train.add_argument("--config", default="small", help="small, paper or a TOML file (default: %(default)s)")
     train.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
     train.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="e.g. train.lr=0.1; may repeat")
     train.add_argument("--fresh", action="store_true", help="forget what an earlier start left in the folder")
     train.add_argument("--threads", type=int, default=0, help="threads of torch (default: its own choice)")
+    train.add_argument("--workers", type=int, help="processes that decode image files (default: one a processor)")
     train.set_defaults(run=_train)
 
     info = commands.add_parser("info", help="versions, libraries, instruction set: what a bug report needs")
@@ -129,7 +130,8 @@ def _train(options: argparse.Namespace) -> int:
         return _fail(f"train: {error}", WRONG_USE)
     try:
         out = options.out or Path("runs") / options.recipe
-        run_recipe(options.recipe, config, open_data(options.data), out, options.set, options.fresh)
+        data = open_data(options.data, options.workers)
+        run_recipe(options.recipe, config, data, out, options.set, options.fresh)
     except Interrupted as stopped:
         return _fail(f"train: {stopped}", 128 + stopped.signal)
     except (DataError, ValueError, CheckpointError, FloatingPointError, ModuleNotFoundError) as error:

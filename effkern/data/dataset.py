@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .augment import shift_and_flip
+from .feed import BatchFeed
 
 __all__ = ["Dataset", "Split"]
 
@@ -60,6 +61,16 @@ class Dataset:
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
     flip: bool
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of an image."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def feed(self, split: Split, batch_size: int, seed: int = 0, augment: bool = False, shift: int = 1) -> BatchFeed:
+        """Batches of ``split`` by step number, for :func:`effkern.training.train`."""
+        return BatchFeed(self, split, batch_size, seed, augment, shift)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[n, c, h, w]`` to float32 with mean 0 and deviation 1 over the training set."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from .augment import shift_and_flip
-from .dataset import Dataset, Split
+
+if TYPE_CHECKING:
+    from .dataset import Dataset, Split
 
 __all__ = ["BatchFeed"]
 
@@ -48,12 +52,16 @@ class BatchFeed:
             self._epoch = epoch
         return self._order
 
-    def __call__(self, step: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
-        """Part ``part`` of ``parts`` of the batch of ``step``: images ``[batch_size / parts, ...]`` and labels."""
+    def chosen(self, step: int, part: int = 0, parts: int = 1) -> Tensor:
+        """Which images of the split those are, int64 ``[batch_size / parts]``."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.batch_size // parts
         begin = place * self.batch_size + part * size
-        chosen = self.order(epoch)[begin : begin + size]
+        return self.order(epoch)[begin : begin + size]
+
+    def __call__(self, step: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
+        """Part ``part`` of ``parts`` of the batch of ``step``: images ``[batch_size / parts, ...]`` and labels."""
+        chosen = self.chosen(step, part, parts)
         images = self.split.images[chosen]
         if self.augment:
             images = shift_and_flip(images, self.shift, self.data.flip, self._generator(_AUGMENT, step), part, parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ _STEPS = 60
 
 
 @torch.no_grad()
-def meet_budget(net: nn.Module, images: Sequence[Tensor], budget: float, costs: Tensor) -> float:
+def meet_budget(net: nn.Module, images: Iterable[Tensor], budget: float, costs: Tensor) -> float:
     """Set the gates' offsets to ``-price * cost`` so that ``images`` cost ``budget`` multiply-adds on average.
 
     A gate trained towards a budget comes near it; its average over other images, and any other budget asked of the same
@@ -23,7 +23,7 @@ def meet_budget(net: nn.Module, images: Sequence[Tensor], budget: float, costs: 
 
     Args:
         net: See `effkern.dsnet.Routed`; in eval mode.
-        images: Batches of images, gone through once for a network of one gate.
+        images: Batches of images, gone through once for a network of one gate, again and again for one of several.
         budget: Multiply-adds an image, gates included.
         costs: Of the ways, from `effkern.dsnet.route_costs`.
 

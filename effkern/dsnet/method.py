@@ -113,8 +113,15 @@ class SupernetTraining(Method):
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Mean top-1 over the widths looked at, and that of the slimmest and the widest."""
-        batches = list(batches)
-        self.by_width = [evaluate(AtWidth(self.model, width), batches) for width in self.evaluated]
+        # All widths batch by batch: a pass over large images is not to be held in memory for the next width.
+        right, images = [0.0] * len(self.evaluated), 0
+        for x, y in batches:
+            for i, width in enumerate(self.evaluated):
+                right[i] += evaluate(AtWidth(self.model, width), [(x, y)]) * len(y) / 100
+            images += len(y)
+        if not images:
+            raise ValueError("batches: must hold at least one image, got none")
+        self.by_width = [100 * round(count) / images for count in right]
         return {
             "top1": sum(self.by_width) / len(self.by_width),
             "top1_slimmest": self.by_width[0],

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from effkern.data import BatchFeed, Dataset, Split
+from effkern.data import Dataset, ImageFolder, Split
 from effkern.recipes._shared import DataConfig, RunConfig
 from effkern.training import (
     Method,
@@ -112,6 +112,8 @@ def run_recipe(
     """
     module = importlib.import_module(f"effkern.recipes.{name.replace('-', '_')}")
     chosen: Config = load_config(module.Config, config, settings)
+    if isinstance(data, ImageFolder) and chosen.data.files is not None:
+        data = data.with_options(chosen.data.files)
     first = world().is_first
     if fresh and first and folder.exists():
         for part in [*folder.glob("*/checkpoints/.."), folder / "result.json"]:
@@ -136,7 +138,7 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
     method, recipe = phase.build(), phase.recipe
     shown = config.data
     images = data.train if phase.images is None else phase.images
-    feed = BatchFeed(data, images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
+    feed = data.feed(images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
     run = Run(folder, plain, **asdict(config.run))
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
     best = folder / "best.safetensors"

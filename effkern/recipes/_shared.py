@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from effkern.data import Dataset
+from effkern.data import Dataset, ImageOptions
 from effkern.models import create_model
 from effkern.training import CheckpointError, load_weights
 
@@ -26,10 +26,13 @@ class DataConfig:
     Attributes:
         augment: random shifts and, where it keeps the label, mirroring.
         shift: largest shift in pixels.
+        files: how image files are cut and augmented (:class:`effkern.data.ImageOptions`); data in memory has no use
+            for it, as files have none for ``shift``.
     """
 
     augment: bool = True
     shift: int = 4
+    files: ImageOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,9 @@ def load_network(config: NetworkConfig, data: Dataset, seed: int) -> nn.Module:
         CheckpointError: if ``init`` cannot be read or is of another network.
     """
     torch.manual_seed(seed)
-    channels = data.train.images.shape[1]
-    network = create_model(config.name, in_channels=channels, num_classes=len(data.classes), **config.options)
+    network = create_model(
+        config.name, in_channels=data.image_shape[0], num_classes=len(data.classes), **config.options
+    )
     if config.init:
         path = Path(config.init)
         try:

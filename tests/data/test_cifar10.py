@@ -102,5 +102,7 @@ def test_other_files_are_refused(tmp_path):
 
 def test_names_of_the_command_line(tmp_path):
     assert open_data("digits").name.startswith("digits")
-    with pytest.raises(DataError, match=r"data: must be fashion-mnist, digits or cifar10:PATH, got 'cifar10'"):
+    with pytest.raises(
+        DataError, match=r"data: must be fashion-mnist, digits, cifar10:PATH or imagefolder:PATH, got 'cifar10'"
+    ):
         open_data("cifar10")

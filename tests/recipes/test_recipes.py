@@ -115,7 +115,10 @@ def test_what_is_not_there_is_listed(tmp_path, capsys):
             ["train", "blockdrop", "--data", "digits", "--config", "x"],
             "config: must be one of imagenet, paper, published, small or",
         ),
-        (["train", "blockdrop", "--data", "mnist"], "data: must be fashion-mnist, digits or cifar10:PATH, got 'mnist'"),
+        (
+            ["train", "blockdrop", "--data", "mnist"],
+            "data: must be fashion-mnist, digits, cifar10:PATH or imagefolder:PATH, got 'mnist'",
+        ),
     ):
         assert cli.main([*arguments, "--out", str(tmp_path)]) in (1, 2)
         assert message in capsys.readouterr().err

@@ -117,9 +117,14 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
     def net() -> BlockDropNet:
         network, chosen = backbone(), config.policy
         torch.manual_seed(chosen.train.seed + 1)
-        channels = data.train.images.shape[1]
         policy = PolicyNet(
-            _blocks(network), channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
+            _blocks(network),
+            data.image_shape[0],
+            chosen.widths,
+            chosen.stem_stride,
+            chosen.pool,
+            chosen.init,
+            chosen.large,
         )
         if chosen.weights:
             load_first_blocks(policy, read_weights(Path(chosen.weights)))
@@ -129,7 +134,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         if kind == "blocks":
             return None
         assert isinstance(network, ResNet)
-        return torch.tensor(network.block_macs(data.train.images.shape[1:])[1], dtype=torch.float32)
+        return torch.tensor(network.block_macs(data.image_shape)[1], dtype=torch.float32)
 
     def policy() -> Method:
         both, chosen = net(), config.policy

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
 
-from effkern.data import BatchFeed, Dataset
+from effkern.data import Dataset
 from effkern.dsnet import GateTraining, SupernetTraining, calibrate, meet_budget
 from effkern.dsnet.gate_loss import Hopeless, SgsForm, Targets
 from effkern.dsnet.gating import CostForm
@@ -109,7 +109,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
 
     def finish_supernet(method: Method) -> None:
         # Fresh passes over training images as they are; their order is the seed's.
-        feed = BatchFeed(data, learned, min(250, len(learned)), seed)
+        feed = data.feed(learned, min(250, len(learned)), seed)
         images = (feed(step)[0] for step in range(chosen.calibration))
         model = method.result()
         calibrate(model, images, range(_widths(model)))
@@ -124,7 +124,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
                 one.space = gating.space
         return GateTraining(
             model,
-            data.train.images.shape[1:],
+            data.image_shape,
             gating.sgs,
             gating.targets,
             gating.hopeless,
@@ -142,8 +142,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
     def finish_gate(method: Method) -> None:
         assert isinstance(method, GateTraining) and gating is not None
         if gating.budget is not None and gating.exact:
-            images = [x for x, _ in data.batches(data.val, 250)]
-            meet_budget(method.net, images, gating.budget * method.most, method.costs)
+            meet_budget(method.net, _HeldOut(data), gating.budget * method.most, method.costs)
 
     result = []
     if chosen.train is not None:
@@ -155,6 +154,16 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         depends = ("network", "supernet", "gate")
         result.append(Phase("gate", gating.train, gate, depends, finish=finish_gate, images=shown))
     return result
+
+
+class _HeldOut:
+    """The held-out images in batches, as often as they are asked for."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.data = data
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (x for x, _ in self.data.batches(self.data.val, 250))
 
 
 def _widths(model: nn.Module) -> int:
