@@ -12,7 +12,7 @@ from effkern.models._gated import Front, GatedNet, Made, Stages, configurations,
 from effkern.models._registry import register_model
 from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
-from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.sliced_block import Norm, SlicedConvBNAct
 from effkern.nn.sliced_chain import Mean, Part, RunsAsChain
 
 __all__ = ["ChannelAttention", "DSMobileNet", "SeparableBlock", "ds_mobilenet"]
@@ -34,15 +34,21 @@ class SeparableBlock(nn.Module):
         c_out: Output channels of every configuration.
         stride: Of the depthwise convolution.
         space: Width indices that a gate in the place of the attention chooses from; default: there is no gate.
+        norm: See `effkern.nn.SlicedConvBNAct`.
     """
 
     def __init__(
-        self, c_in: Sequence[int], c_out: Sequence[int], stride: int, space: Sequence[int] | None = None
+        self,
+        c_in: Sequence[int],
+        c_out: Sequence[int],
+        stride: int,
+        space: Sequence[int] | None = None,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        self.depthwise = SlicedConvBNAct(c_in, c_in, 3, stride, groups=c_in[-1], act="silu")
+        self.depthwise = SlicedConvBNAct(c_in, c_in, 3, stride, groups=c_in[-1], act="silu", norm=norm)
         self.attention = ChannelAttention(c_in) if space is None else DoubleHeadedGate(c_in, space)
-        self.pointwise = SlicedConvBNAct(c_in, c_out, 1, act="silu")
+        self.pointwise = SlicedConvBNAct(c_in, c_out, 1, act="silu", norm=norm)
 
     def forward(self, x: Tensor, width: int | Tensor, zero_tail: bool = True) -> Tensor:
         x = self.attention(self.depthwise(x, width, zero_tail=False), width)
@@ -65,6 +71,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         stem: Channels of the stem, one number or (narrow, wide).
         front: Stages that all images share: channels (as of the stem), blocks, stride.
         stages: Stages of many widths: a list of them, blocks, stride. Without a pair in front there is no ``largest``.
+        norm: ``"batch"``, or ``"group"`` norm everywhere; see `effkern.nn.SlicedGroupNorm`.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
@@ -80,15 +87,16 @@ class DSMobileNet(GatedNet, RunsAsChain):
         stem: int | Sequence[int] = STEM,
         front: Front = FRONT,
         stages: Stages = STAGES,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         every, self.num_widths = configurations([(stem, 1, 2), *front], stages)
         routed = dict(zip(gated_stages(gated, len(front), len(stages)), spaces(space, len(gated)), strict=True))
         (previous, _, _), *rest = every
-        self.stem = SlicedConvBNAct(in_channels, previous, 3, 2, act="silu")
+        self.stem = SlicedConvBNAct(in_channels, previous, 3, 2, act="silu", norm=norm)
 
         def block(c_in: Sequence[int], channels: Sequence[int], stride: int, space: Sequence[int] | None) -> Made:
-            return SeparableBlock(c_in, channels, stride, space), channels
+            return SeparableBlock(c_in, channels, stride, space, norm), channels
 
         last = self._add_blocks(previous, rest, routed, block)
         self.dropout = nn.Dropout(dropout)

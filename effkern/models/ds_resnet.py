@@ -14,7 +14,7 @@ from effkern.models._registry import register_model
 from effkern.nn.gate import DoubleHeadedGate
 from effkern.nn.residual import EXPANSION
 from effkern.nn.sliced import SlicedLinear
-from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.sliced_block import Norm, SlicedConvBNAct
 
 __all__ = ["DSResNet", "SlicedBlock", "ds_resnet", "ds_resnet50"]
 
@@ -30,6 +30,7 @@ class SlicedBlock(nn.Module):
         stride: Of the first 3x3 convolution.
         kind: ``"basic"`` or ``"bottleneck"``.
         space: Width indices that a gate at the input chooses from; default: there is no gate.
+        norm: See `effkern.nn.SlicedConvBNAct`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class SlicedBlock(nn.Module):
         stride: int,
         kind: str = "basic",
         space: Sequence[int] | None = None,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         if kind not in EXPANSION:
@@ -49,9 +51,11 @@ class SlicedBlock(nn.Module):
         else:
             shapes = [(c_in, channels, 1, 1), (channels, channels, 3, stride), (channels, c_out, 1, 1)]
         acts = ["relu"] * (len(shapes) - 1) + ["none"]
-        self.layers = nn.ModuleList(SlicedConvBNAct(*shape, act=act) for shape, act in zip(shapes, acts, strict=True))
+        self.layers = nn.ModuleList(
+            SlicedConvBNAct(*shape, act=act, norm=norm) for shape, act in zip(shapes, acts, strict=True)
+        )
         projects = stride != 1 or list(c_in) != c_out or space is not None
-        self.downsample = SlicedConvBNAct(c_in, c_out, 1, stride, act="none") if projects else None
+        self.downsample = SlicedConvBNAct(c_in, c_out, 1, stride, act="none", norm=norm) if projects else None
         # 1 + tanh, zero at first: the residual path begins as if there were no attention.
         self.attention = None if space is None else DoubleHeadedGate(c_in, space, form="tanh")
         self.c_out = c_out
@@ -98,6 +102,7 @@ class DSResNet(GatedNet):
         space: Width indices a gate chooses from, or a list of them for each gate.
         gated: Which of ``stages`` begin with a gate.
         dropout: Before the classifier.
+        norm: ``"batch"``, or ``"group"`` norm everywhere; see `effkern.nn.SlicedGroupNorm`.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
@@ -116,6 +121,7 @@ class DSResNet(GatedNet):
         space: Sequence[int] | Sequence[Sequence[int]] = (0, 1, 2, 3),
         gated: Sequence[int] = (0,),
         dropout: float = 0.0,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         every, self.num_widths = configurations([(stem, 1, 1), *front], stages)
@@ -123,10 +129,10 @@ class DSResNet(GatedNet):
         (previous, _, _), *rest = every
         kernel, stride = (7, 2) if large else (3, stem_stride)
         self.large = large
-        self.stem = SlicedConvBNAct(in_channels, previous, kernel, stride)
+        self.stem = SlicedConvBNAct(in_channels, previous, kernel, stride, norm=norm)
 
         def block(c_in: Sequence[int], channels: Sequence[int], stride: int, space: Sequence[int] | None) -> Made:
-            made = SlicedBlock(c_in, channels, stride, kind, space)
+            made = SlicedBlock(c_in, channels, stride, kind, space, norm)
             return made, made.c_out
 
         last = self._add_blocks(previous, rest, routed, block)

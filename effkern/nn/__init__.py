@@ -10,6 +10,7 @@ from effkern.nn.residual import ResidualBlock, ResidualStage
 from effkern.nn.skip import SkipBlock, SkipStage, skip_form
 from effkern.nn.sliced import SlicedConv2d, SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
+from effkern.nn.sliced_group_norm import SlicedGroupNorm
 from effkern.nn.stochastic_depth import StochasticBlock, StochasticDepth, draw_keep, stochastic_depth
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
@@ -28,6 +29,7 @@ __all__ = [
     "SkipStage",
     "SlicedConv2d",
     "SlicedConvBNAct",
+    "SlicedGroupNorm",
     "SlicedLinear",
     "StochasticBlock",
     "StochasticDepth",

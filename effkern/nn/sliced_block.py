@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,10 @@ from effkern import ops
 from effkern.nn._packing import freeze_packs
 from effkern.nn._widths import is_mixed, width_index
 from effkern.nn.sliced import Pair, SlicedConv2d, Tables, leading_channels
+from effkern.nn.sliced_group_norm import SlicedGroupNorm
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
 
+Norm = Literal["batch", "group"]
 # In place where the gradient needs no input: batch norm's own gradient does not need its output.
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
@@ -37,6 +40,7 @@ class SlicedConvBNAct(nn.Module):
         groups: Of the widest layer.
         act: Activation name.
         affine: Of the batch norm, see `SwitchableBatchNorm2d`.
+        norm: ``"batch"``, or ``"group"``: `SlicedGroupNorm` in its place, which does not fold into the kernel.
         device: Where the parameters live.
         dtype: Of the parameters.
     """
@@ -51,10 +55,13 @@ class SlicedConvBNAct(nn.Module):
         groups: int = 1,
         act: str = "relu",
         affine: Affine = "shared",
+        norm: Norm = "batch",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        if norm not in ("batch", "group"):
+            raise ValueError(f'norm must be "batch" or "group", got {norm!r}')
         if act not in _ACTIVATIONS:
             raise ValueError(f"act must be one of {sorted(_ACTIVATIONS)}, got {act!r}")
         self.act = act
@@ -69,7 +76,11 @@ class SlicedConvBNAct(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self.bn = SwitchableBatchNorm2d(out_channels, affine=affine, device=device, dtype=dtype)
+        self.bn: SwitchableBatchNorm2d | SlicedGroupNorm
+        if norm == "batch":
+            self.bn = SwitchableBatchNorm2d(out_channels, affine=affine, device=device, dtype=dtype)
+        else:
+            self.bn = SlicedGroupNorm(out_channels, device=device, dtype=dtype)
         self.activation = _ACTIVATIONS[act]()
         self._folded: Tables | None = None
         self._rows: list[Tables] = []  # of _folded, one a width
@@ -88,13 +99,12 @@ class SlicedConvBNAct(nn.Module):
         at each width, ``act(sum_i w_i bn_i(y))``, with zeros past a width: a row with a single 1 gives that width, and
         the gradient of a weight says what its width would have given. In eval mode only.
         """
-        if is_mixed(width):
-            return self.activation(self.bn(self.conv(x, width, in_width), width))
-        if self.training:
+        if self.training or is_mixed(width) or isinstance(self.bn, SlicedGroupNorm):
             return self.activation(self.bn(self.conv(x, width, in_width), width))
         return self.conv(x, width, in_width, tables=self._tables(width), act=self.act, zero_tail=zero_tail)
 
     def _tables(self, width: int | Tensor) -> Tables:
+        assert isinstance(self.bn, SwitchableBatchNorm2d)
         if self._folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
             return self.bn.tables()
         if isinstance(width, Tensor):
@@ -105,6 +115,8 @@ class SlicedConvBNAct(nn.Module):
     def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
         """The layer at one width in plain PyTorch, in eval mode: a convolution with batch norm folded in, then act."""
         conv = self.conv.narrow(width, in_width)
+        if isinstance(self.bn, SlicedGroupNorm):
+            return nn.Sequential(conv, self.bn.narrow(width), self.activation).eval()
         row = width_index(width, self.bn.widths)
         scale, shift = (table[row, : conv.out_channels] for table in self.bn.tables())
         conv.weight.mul_(scale[:, None, None, None])
@@ -119,8 +131,9 @@ class SlicedConvBNAct(nn.Module):
         """
         if self.training:
             raise RuntimeError("batch norm folds in eval mode only: call eval() first")
-        scale, shift = (t.detach() for t in self.bn.tables())
-        self._folded, self._rows = (scale, shift), list(zip(scale.unbind(), shift.unbind(), strict=True))
+        if isinstance(self.bn, SwitchableBatchNorm2d):
+            scale, shift = (t.detach() for t in self.bn.tables())
+            self._folded, self._rows = (scale, shift), list(zip(scale.unbind(), shift.unbind(), strict=True))
         freeze_packs(self.conv)
 
     def train(self, mode: bool = True) -> SlicedConvBNAct:
