@@ -13,7 +13,7 @@ from effkern.blockdrop.curriculum import Curriculum
 from effkern.blockdrop.loss import EntropyForm, reward
 from effkern.blockdrop.network import BlockDropNet
 from effkern.blockdrop.train import BnStats, Finetune, PolicyGradient, Usage, evaluate
-from effkern.training import Batches, Method, Recipe, Step, parameter_groups
+from effkern.training import Batches, Method, Recipe, RowCache, Step, parameter_groups
 
 __all__ = ["JointTraining", "PolicyTraining"]
 
@@ -85,6 +85,8 @@ class PolicyTraining(_OnPolicy):
         ramp: share of the run over which it frees them instead; 0 uses ``blocks_per_epoch``.
         curriculum: whether there is one; without, all blocks are free from the start.
         cost: ``[K]``, of each block; default: all the same.
+        cache: bytes for what the forced blocks make of each image, kept as long as they stay the same ones; of use
+            where images are not augmented and blocks are freed more slowly than one an epoch.
     """
 
     free_blocks: Tensor
@@ -101,12 +103,15 @@ class PolicyTraining(_OnPolicy):
         ramp: float = 0.0,
         curriculum: bool = True,
         cost: Tensor | None = None,
+        cache: float = 0.0,
     ) -> None:
         super().__init__(net, gamma, cost)
         net.backbone.requires_grad_(False).eval()
         self.blocks_per_epoch, self.ramp = blocks_per_epoch, ramp
         course = Curriculum(self.k) if curriculum else None
-        self.gradient = PolicyGradient(net.backbone, gamma, a, beta, course, cost, entropy_form, samples)
+        self.gradient = PolicyGradient(
+            net.backbone, gamma, a, beta, course, cost, entropy_form, samples, RowCache(cache)
+        )
         # In the checkpoint as it is, not worked out again from an epoch number.
         self.register_buffer("free_blocks", torch.tensor(1 if curriculum else self.k))
 
@@ -123,7 +128,7 @@ class PolicyTraining(_OnPolicy):
         if self.gradient.curriculum is not None:
             self.gradient.curriculum.free_blocks = int(self.free_blocks)
         uniform = at.uniform(len(x), self.gradient.samples, self.k, stream=_DRAW)
-        loss = self.gradient(self.net.policy, x, y, uniform)
+        loss = self.gradient(self.net.policy, x, y, uniform, at.rows)
         at.metrics.update(self.gradient.take(), free=int(self.free_blocks))
         yield loss
 

@@ -16,6 +16,7 @@ from effkern.blockdrop.loss import EntropyForm, leave_one_out, policy_loss, rewa
 from effkern.blockdrop.network import BlockDropNet
 from effkern.blockdrop.policy import bound, greedy, sample
 from effkern.nn.residual import set_bn_over
+from effkern.training import RowCache
 
 BnStats = Literal["active", "all", "frozen"]
 
@@ -35,10 +36,16 @@ def _eval_mode(net: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _scores(net: Any, x: Tensor, keeps: list[Tensor], forced: int) -> list[Tensor]:
-    """Scores under several decisions. The first ``forced`` blocks, on in all of them, are run once."""
+def _scores(
+    net: Any, x: Tensor, keeps: list[Tensor], forced: int, cache: RowCache | None = None, rows: Tensor | None = None
+) -> list[Tensor]:
+    """Scores under several decisions. The first ``forced`` blocks, on in all of them, are run once, or found."""
     if forced and all(hasattr(net, part) for part in ("stem", "body", "head")):
-        state = net.body(net.stem(x), None, 0, forced)
+
+        def begin(x: Tensor) -> Tensor:
+            return net.body(net.stem(x), None, 0, forced)
+
+        state = begin(x) if cache is None else cache(begin, x, rows, forced)
         return [net.head(net.body(state, keep, forced)) for keep in keeps]
     return [net(x, keep) for keep in keeps]
 
@@ -85,6 +92,7 @@ class PolicyGradient(_Drawing):
         entropy_form: see :func:`effkern.blockdrop.entropy`.
         samples: draws an image. One is held against the greedy decision; several against each other
             (:func:`effkern.blockdrop.leave_one_out`), without a greedy pass.
+        cache: keeps what the forced blocks give, for the epochs in which they stay the same.
         generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
@@ -96,18 +104,22 @@ class PolicyGradient(_Drawing):
     cost: Tensor | None = None
     entropy_form: EntropyForm = "bernoulli"
     samples: int = 1
+    cache: RowCache | None = None
 
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
 
-    def __call__(self, policy: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, policy: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None, rows: Tensor | None = None
+    ) -> Tensor:
         """Loss of one batch; only ``policy`` gets a gradient.
 
         Args:
             policy: ``[N, ...]`` to logits ``[N, K]``.
             x, y: images and labels.
             uniform: ``[N, samples, K]`` numbers in [0, 1) for the draws; default: from ``generator``.
+            rows: see :attr:`effkern.training.Step.rows`.
         """
         s = torch.sigmoid(policy(x))
         bounded = bound(s, self.a)
@@ -120,7 +132,7 @@ class PolicyGradient(_Drawing):
             keeps = [self.curriculum.force(keep) for keep in keeps]
             forced, free = self.curriculum.forced, self.curriculum.free()
         with _eval_mode(self.backbone):
-            scores = _scores(self.backbone, x, keeps, forced)
+            scores = _scores(self.backbone, x, keeps, forced, self.cache, rows)
         gains = [
             reward(score.argmax(1) == y, keep, self.gamma, self.cost) for score, keep in zip(scores, keeps, strict=True)
         ]

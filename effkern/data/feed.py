@@ -59,6 +59,10 @@ class BatchFeed:
         begin = place * self.batch_size + part * size
         return self.order(epoch)[begin : begin + size]
 
+    def rows(self, step: int, part: int = 0, parts: int = 1) -> Tensor | None:
+        """The same, if an image is shown the same in every epoch; None if it is augmented."""
+        return None if self.augment else self.chosen(step, part, parts)
+
     def __call__(self, step: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
         """Part ``part`` of ``parts`` of the batch of ``step``: images ``[batch_size / parts, ...]`` and labels."""
         chosen = self.chosen(step, part, parts)

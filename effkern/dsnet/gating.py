@@ -21,7 +21,7 @@ from effkern.dsnet.gate_loss import (
 from effkern.dsnet.route import expected_cost, finish, route_costs, routed, uniform_routes
 from effkern.dsnet.routing import Routing, entropy_of, evaluate_routing
 from effkern.nn.gate import DoubleHeadedGate
-from effkern.training import Batches, Method, Step
+from effkern.training import Batches, Method, RowCache, Step
 
 __all__ = ["CostForm", "GateTraining"]
 
@@ -58,6 +58,8 @@ class GateTraining(Method):
         gate_smoothing: of the gates' targets; the released code has 0.1.
         heads: ``"slim"`` trains the slimming heads alone, which leaves every width as it was; ``"both"`` the whole
             gate, attention and all, as published.
+        cache: bytes for what the part in front of the first gate, which is frozen, makes of each image, kept for the
+            epochs to come; of use where images are not augmented.
     """
 
     score = "top1"
@@ -79,6 +81,7 @@ class GateTraining(Method):
         label_smoothing: float = 0.1,
         gate_smoothing: float = 0.0,
         heads: Literal["slim", "both"] = "both",
+        cache: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -92,7 +95,7 @@ class GateTraining(Method):
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}")
         if not tau > 0:
             raise ValueError(f"tau: must be positive, got {tau}")
-        self.net = net
+        self.net, self.cache = net, RowCache(cache)
         self.costs = route_costs(net, image)
         self.most = float(self.costs.max())
         if cost in ("budget", "hinge") and budget is None:
@@ -118,7 +121,8 @@ class GateTraining(Method):
     def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
         """One loss."""
         net, gates = routed(self.net), self.gates
-        x = net.segment(0, x, 0)
+        with torch.no_grad():
+            x = self.cache(lambda images: net.segment(0, images, 0), x, at.rows)
         logits: list[Tensor] = []
         noises: list[Tensor] = []
         drawn: list[Tensor] = []

@@ -139,7 +139,8 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
     shown = config.data
     images = data.train if phase.images is None else phase.images
     feed = data.feed(images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
-    run = Run(folder, plain, **asdict(config.run))
+    settings = {name: value for name, value in asdict(config.run).items() if name != "cache_gb"}
+    run = Run(folder, plain, **settings)
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
     best = folder / "best.safetensors"
     if (phase.keep_best or recipe.ema) and best.is_file():

@@ -37,13 +37,19 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How often a run is saved, logged and evaluated; see :class:`effkern.training.Run`."""
+    """How often a run is saved, logged and evaluated; see :class:`effkern.training.Run`.
+
+    Attributes:
+        cache_gb: memory for what frozen parts of a network make of images that are not augmented; it changes no result,
+            so a run may be resumed with another.
+    """
 
     save_every_s: float = 300.0
     keep: int = 3
     log_every: int = 10
     evaluate_every: float = 1.0
     tensorboard: bool = False
+    cache_gb: float = 0.0
 
 
 @dataclass(frozen=True)

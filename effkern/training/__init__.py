@@ -13,6 +13,7 @@ from .loop import Feed, FitResult, fit, train
 from .method import Batches, Method, Step, Supervised
 from .progress import also_on_draw, progress, say
 from .recipe import Recipe, learning_rate, make_optimizer, parameter_groups
+from .rows import RowCache
 from .run import Run
 from .snapshot import load_snapshot, save_snapshot
 
@@ -29,6 +30,7 @@ __all__ = [
     "Interrupted",
     "Method",
     "Recipe",
+    "RowCache",
     "Run",
     "Step",
     "Supervised",

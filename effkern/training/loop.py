@@ -30,7 +30,10 @@ _GLOBAL = 0x61  # stream of torch's own generator (dropout)
 
 
 class Feed(Protocol):
-    """Training data by step number."""
+    """Training data by step number.
+
+    One that also has ``rows(step, part, parts)`` says which samples those are; see :attr:`Step.rows`.
+    """
 
     steps_per_epoch: int
 
@@ -193,7 +196,9 @@ class _Loop:
         sums: dict[str, float] = {}
         for i in range(self.recipe.accumulate):
             part = self.ranks.rank * self.recipe.accumulate + i
-            mine = Step(at.number, at.epoch, at.fraction, at.seed, part, parts)
+            rows = getattr(self.feed, "rows", None)
+            shown = None if rows is None else rows(at.number, part, parts)
+            mine = Step(at.number, at.epoch, at.fraction, at.seed, part, parts, shown)
             for name, value in self.backward(mine).items():
                 sums[name] = sums.get(name, 0.0) + value / parts
         asked, *values = self.ranks.sum([float(stop.signal), *sums.values()], self.device)

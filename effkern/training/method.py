@@ -39,6 +39,8 @@ class Step:
         seed: of the run.
         part: which part of the batch this is.
         parts: number of equal parts the batch is in: ranks times accumulation.
+        rows: numbers of this part's samples in their data set, int64, if each is shown the same whenever it comes; None
+            if it is not, or the feed does not say.
         metrics: what the method wants to see logged, by name: scalars, the mean over the samples of this part.
     """
 
@@ -48,6 +50,7 @@ class Step:
     seed: int = 0
     part: int = 0
     parts: int = 1
+    rows: Tensor | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def generator(self, stream: int = 0) -> torch.Generator:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -153,3 +155,17 @@ def test_passes_without_gradient_run_the_skip_ops(monkeypatch):
     phase_b = JointTraining(both()).train()
     list(phase_b.losses(x, y, Step(0)))
     assert [grad for grad, _ in rows] == [False] * len(rows) and sum(blocks for _, blocks in rows) == K
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_cache_of_the_forced_blocks_changes_nothing_but_the_work(augment):
+    """Three epochs of which the first two have the same blocks free; the second finds what they see."""
+    recipe, results = replace(RECIPE, epochs=3), []
+    for cache in (0.0, 1e9):
+        method, stems = PolicyTraining(both(), blocks_per_epoch=0.5, cache=cache), []
+        method.net.backbone.conv1.register_forward_hook(lambda m, i, o, seen=stems: seen.append(len(o)))
+        feed = BatchFeed(DATA, DATA.train[:128], 32, augment=augment)
+        results.append((train(method, feed, recipe).losses, sum(stems), method.net.state_dict()))
+    (losses, plain, weights), (cached_losses, cached, cached_weights) = results
+    assert losses == cached_losses and all(torch.equal(w, cached_weights[name]) for name, w in weights.items())
+    assert (plain, cached) == (384, 384 if augment else 256)

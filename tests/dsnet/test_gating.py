@@ -180,3 +180,16 @@ def test_balanced_targets_keep_a_gate_from_the_majoritys_answer():
         choice = head(features).argmax(1).bool()
         found[form] = float(choice[hard].float().mean() - choice[~hard].float().mean())
     assert found["balanced"] > 0.4 and found["balanced"] > 2 * found["logits"]
+
+
+def test_a_cache_of_the_frozen_front_changes_nothing_but_the_work():
+    results = []
+    for cache in (0.0, 1e9):
+        trained, stems = method(cache=cache), []
+        trained.net.stem.register_forward_hook(lambda m, i, o, seen=stems: seen.append(len(o)))
+        feed = BatchFeed(DATA, DATA.train[:128], 64)
+        losses = train(trained, feed, Recipe(epochs=3, lr=0.1, batch_size=64, schedule="constant")).losses
+        results.append((losses, sum(stems), trained.net.state_dict()))
+    (losses, plain, weights), (cached_losses, cached, cached_weights) = results
+    assert losses == cached_losses and all(torch.equal(w, cached_weights[name]) for name, w in weights.items())
+    assert (plain, cached) == (384, 128)

@@ -149,6 +149,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             chosen.ramp,
             chosen.curriculum,
             cost(both.backbone, chosen.cost),
+            config.run.cache_gb * 1e9,
         )
 
     def joint() -> Method:

@@ -137,6 +137,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             gating.train.label_smoothing,
             gating.gate_smoothing,
             gating.heads,
+            config.run.cache_gb * 1e9,
         )
 
     def finish_gate(method: Method) -> None:
