@@ -5,7 +5,7 @@ which choose every image's width, need a network in segments: see :class:`Routed
 """
 
 from effkern.dsnet.budget import meet_budget
-from effkern.dsnet.calibrate import calibrate, uncalibrated
+from effkern.dsnet.calibrate import all_ways, calibrate, uncalibrated
 from effkern.dsnet.cost import AtWidth, mac_table
 from effkern.dsnet.gate_loss import GateCrossEntropy, gumbel_noise, gumbel_softmax, sgs_targets
 from effkern.dsnet.gating import GateTraining
@@ -23,6 +23,7 @@ __all__ = [
     "Routing",
     "SandwichRule",
     "SupernetTraining",
+    "all_ways",
     "calibrate",
     "evaluate_routing",
     "expected_cost",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from effkern.dsnet.route import routed
 from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 
 @torch.no_grad()
-def calibrate(model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int]) -> None:
+def calibrate(
+    model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int], ways: Sequence[Sequence[int]] = ()
+) -> None:
     """Replace all running statistics by the plain average over ``batches``, at every width of ``widths``.
 
     Running averages remember only the last batches, taken while the weights still moved; a slimmable network shares
@@ -21,6 +25,9 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int]
         model: Called as ``model(images, width)``.
         batches: Images, seen once; each batch runs at all widths.
         widths: Every configuration that will run. Statistics of others are forgotten.
+        ways: Of a network with gates whose statistics are those of ways (``statistics="way"``): a width a gate, for
+            every way that will be gone besides those of one width; see `all_ways`. Others share what a way of their
+            last width throughout has.
 
     Raises:
         RuntimeError: if a layer has a width that no configuration reached, or there were no batches: its statistics
@@ -39,13 +46,22 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor], widths: Sequence[int]
         for images in batches:
             for width in widths:
                 model(images, width)
+            for way in ways:
+                model.along(images, way)  # type: ignore[operator]
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
+    if hasattr(model, "share_statistics"):
+        model.share_statistics()
     if missed := uncalibrated(model):
         raise RuntimeError(f"calibration reached no batch at: {', '.join(missed)}")
+
+
+def all_ways(model: nn.Module) -> list[tuple[int, ...]]:
+    """Every way the gates of a network can choose, a width for each gate."""
+    return list(itertools.product(*(gate.space for gate in routed(model).gates)))
 
 
 def uncalibrated(model: nn.Module) -> list[str]:

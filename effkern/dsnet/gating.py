@@ -18,7 +18,7 @@ from effkern.dsnet.gate_loss import (
     gumbel_softmax,
     sgs_targets,
 )
-from effkern.dsnet.route import expected_cost, finish, route_costs, routed, uniform_routes
+from effkern.dsnet.route import configuration, expected_cost, finish, route_costs, routed, uniform_routes
 from effkern.dsnet.routing import Routing, entropy_of, evaluate_routing
 from effkern.nn.gate import DoubleHeadedGate
 from effkern.training import Batches, Method, RowCache, Step
@@ -138,7 +138,7 @@ class GateTraining(Method):
             noises.append(noise)
             drawn.append(choice)
             if k + 1 < len(gates) or self.task:
-                width = _weights(choice, gate.space)
+                width = configuration(net, k + 1, _weights(choice, gate.space), before)
                 x, before = net.segment(k + 1, x, width, before), width
         loss = x.new_zeros(())
         if self.task:

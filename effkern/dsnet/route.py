@@ -20,6 +20,9 @@ class Routed(Protocol):
 
     Segment 0 takes images and runs at width 0 when gates decide. ``width`` and ``in_width`` are an index, one a sample
     (int tensor ``[N]``, eval mode) or weights of the first widths (float tensor ``[N, M]``, eval mode).
+
+    A network whose layers behind a gate have more configurations than widths also has ``configuration(k, width,
+    before)``, see `effkern.models`; without, a segment runs at the width itself.
     """
 
     @property
@@ -44,6 +47,12 @@ def routed(net: nn.Module) -> Routed:
     return net  # type: ignore[return-value]
 
 
+def configuration(net: Routed, k: int, width: int | Tensor, before: int | Tensor) -> int | Tensor:
+    """What segment ``k`` runs at for ``width`` behind a segment that ran at ``before``."""
+    rule = getattr(net, "configuration", None)
+    return width if rule is None else rule(k, width, before)
+
+
 class Dynamic(nn.Module):
     """A network with gates as a network of one argument: every image at the widths its gates choose.
 
@@ -62,12 +71,14 @@ class Dynamic(nn.Module):
 
 def finish(net: Routed, x: Tensor, widths: Sequence[int]) -> Tensor:
     """Scores from what the first gate attended on, all samples at ``widths``, one a gate."""
-    before, gates = 0, net.gates
+    before: int | Tensor = 0
+    gates = net.gates
     for k, width in enumerate(widths):
-        x = net.segment(k + 1, x, width, before)
+        at = configuration(net, k + 1, width, before)
+        x = net.segment(k + 1, x, at, before)
         if k + 1 < len(gates):
-            x = gates[k + 1](x, width)
-        before = width
+            x = gates[k + 1](x, at)
+        before = at
     return x
 
 
@@ -79,11 +90,13 @@ class _Fixed(nn.Module):
         self.net, self.widths = net, widths
 
     def forward(self, x: Tensor) -> Tensor:
-        net, before = routed(self.net), 0
+        net = routed(self.net)
+        before: int | Tensor = 0
         x = net.segment(0, x, before)
         for k, (gate, width) in enumerate(zip(net.gates, self.widths, strict=True)):
             x, _ = gate.decide(x, before)
-            x, before = net.segment(k + 1, x, width, before), width
+            at = configuration(net, k + 1, width, before)
+            x, before = net.segment(k + 1, x, at, before), at
         return x
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Literal, TypeVar, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.models._by_width import by_width
+from effkern.nn._widths import is_mixed, width_index
 from effkern.nn.gate import DoubleHeadedGate
+from effkern.nn.switchable_bn import SwitchableBatchNorm2d
 
 T = TypeVar("T")
+Statistics = Literal["width", "way"]
 #: Channels of a stage that all images share; a pair is its narrow form and the one of the largest network alone.
 Front = Sequence[tuple[int | Sequence[int], int, int]]
 #: Channels of a stage in every configuration, its blocks, its stride.
@@ -27,6 +31,10 @@ class GatedNet(nn.Module):
     The part in front of the first gate always runs at the first width; behind a gate an image runs at the width that
     gate gave it. There is no state: a width comes with every call.
 
+    Batch norm behind a second gate sees other inputs on every way there. With statistics ``"way"`` the layers of a
+    segment have a configuration for each of its widths and each one of the segment before, with the channels of the
+    width and statistics of their own; `configuration` says which. With ``"width"`` ways of one width share them.
+
     Attributes:
         num_widths: Number of configurations that `forward` takes.
         blocks: All blocks in order. A gate is the ``attention`` of the first block of its stage.
@@ -40,6 +48,7 @@ class GatedNet(nn.Module):
         c_in: Sequence[int],
         stages: Sequence[tuple[Sequence[int], int, int]],
         routed: Mapping[int, Sequence[int]],
+        statistics: Statistics,
         block: Callable[[Sequence[int], Sequence[int], int, Sequence[int] | None], Made],
     ) -> Sequence[int]:
         """Make ``blocks``, and return the channels they end with.
@@ -48,12 +57,21 @@ class GatedNet(nn.Module):
             c_in: Channels in front, of every configuration.
             stages: Channels of every configuration, blocks, stride of the first one.
             routed: Stage (counted from 0) to the space of the gate it begins with.
+            statistics: Whose batch norm has its own.
             block: From input channels, the stage's channels, stride and space a block and its output channels.
         """
-        self.blocks, self._gated = nn.ModuleList(), []
+        if statistics not in get_args(Statistics):
+            raise ValueError(f"statistics must be one of {', '.join(get_args(Statistics))}, got {statistics!r}")
+        self.blocks = nn.ModuleList()
+        self._gated: list[int] = []
+        self._configurations = [self.num_widths]  # of each segment
         for i, (channels, count, stride) in enumerate(stages):
             if i in routed:
+                ways = self._configurations[-1] if self._gated and statistics == "way" else 1
+                self._configurations.append(self.num_widths * ways)
                 self._gated.append(len(self.blocks))
+            ways = self._configurations[-1] // self.num_widths
+            channels = [c for c in channels for _ in range(ways)]
             for k in range(count):
                 made, c_in = block(c_in, channels, stride if k == 0 else 1, routed.get(i) if k == 0 else None)
                 self.blocks.append(made)
@@ -69,13 +87,32 @@ class GatedNet(nn.Module):
         """The gates in forward order."""
         return [cast(DoubleHeadedGate, self.blocks[i].attention) for i in self._gated]
 
+    def configuration(self, k: int, width: int | Tensor, before: int | Tensor) -> int | Tensor:
+        """What segment ``k`` is run at for an image to go on at ``width``.
+
+        Args:
+            k: 1 to G.
+            width: An index, one a sample ``[N]``, or weights of widths, floats ``[N, M]``.
+            before: What the segment before was run at.
+        """
+        count, ways = self._configurations[k - 1], self._configurations[k] // self.num_widths
+        if ways == 1:
+            return width
+        if is_mixed(width):
+            if not is_mixed(before):
+                before = F.one_hot(torch.as_tensor(before, device=width.device), count).expand(len(width), -1)
+            both = width[:, :, None] * F.pad(before, (0, count - before.size(1)))[:, None]
+            return both.flatten(1)
+        return (width if isinstance(width, Tensor) else width_index(width, (0,) * self.num_widths)) * ways + before
+
     def segment(self, k: int, x: Tensor, width: int | Tensor, in_width: int | Tensor | None = None) -> Tensor:
         """Segment ``k`` at ``width``; the first begins with images, the last ends with scores.
 
         Args:
             k: 0 to G.
             x: What the segment before gave and gate ``k - 1`` attended.
-            width: An index, one a sample ``[N]`` (eval mode), or weights of widths, floats ``[N, M]`` (eval mode).
+            width: From `configuration`: an index, one a sample ``[N]`` (eval mode), or weights of widths, floats
+                ``[N, M]`` (eval mode).
             in_width: That of ``x``, if it is another one.
         """
         raise NotImplementedError
@@ -85,9 +122,40 @@ class GatedNet(nn.Module):
         return by_width(self, self._scores, x, width)
 
     def _scores(self, x: Tensor, width: int | Tensor) -> Tensor:
+        x, at = self.segment(0, x, width), width
         for k, gate in enumerate(self.gates):
-            x = gate(self.segment(k, x, width), width)
-        return self.segment(len(self.gates), x, width)
+            x, before = gate(x, at), at
+            at = self.configuration(k + 1, width, before)
+            x = self.segment(k + 1, x, at, before)
+        return x
+
+    def along(self, x: Tensor, way: Sequence[int]) -> Tensor:
+        """Scores, all images at the widths ``way``, one a gate; in front of the gates at the first width."""
+        at: int | Tensor = 0
+        x = self.segment(0, x, at)
+        for k, (gate, width) in enumerate(zip(self.gates, way, strict=True)):
+            x, before = gate(x, at), at
+            at = self.configuration(k + 1, width, before)
+            x = self.segment(k + 1, x, at, before)
+        return x
+
+    @torch.no_grad()
+    def share_statistics(self) -> None:
+        """Give every way that no batch has gone the statistics of the way that has its last width everywhere."""
+        even = list(range(self.num_widths))
+        for k, count in enumerate(self._configurations):
+            if k:
+                even = [int(self.configuration(k, width, even[width])) for width in range(self.num_widths)]
+            if count == self.num_widths:
+                continue
+            for norm in self.modules():
+                if isinstance(norm, SwitchableBatchNorm2d) and len(norm.widths) == count:
+                    source = torch.tensor(even, device=norm.running_mean.device).repeat_interleave(
+                        count // self.num_widths
+                    )
+                    source = torch.where(norm.num_batches_tracked == 0, source, torch.arange(count).to(source))
+                    for table in (norm.running_mean, norm.running_var, norm.num_batches_tracked):
+                        table.copy_(table[source])
 
     def dynamic(self, x: Tensor) -> Tensor:
         """Scores, every image at the widths the gates choose for it; deterministic in every mode but dropout."""
@@ -102,11 +170,12 @@ class GatedNet(nn.Module):
             x, logits = gate.decide(x, width)
             choice = gate.choose(logits)
             choices.append(choice)
-            before, width = width, torch.tensor(gate.space, device=choice.device)[choice]
+            before, chosen = width, torch.tensor(gate.space, device=choice.device)[choice]
+            width = self.configuration(k + 1, chosen, before)
             x = self._after(k + 1, x, width, before)
         return x, torch.stack(choices, 1)
 
-    def _after(self, k: int, x: Tensor, width: Tensor, before: int | Tensor) -> Tensor:
+    def _after(self, k: int, x: Tensor, width: int | Tensor, before: int | Tensor) -> Tensor:
         if isinstance(before, Tensor):
             return self.segment(k, x, width, before)
         return by_width(self, lambda part, own: self.segment(k, part, own, before), x, width)

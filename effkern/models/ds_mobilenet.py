@@ -8,7 +8,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from effkern.models._gated import Front, GatedNet, Made, Stages, configurations, gated_stages, spaces
+from effkern.models._gated import (
+    Front,
+    GatedNet,
+    Made,
+    Stages,
+    Statistics,
+    configurations,
+    gated_stages,
+    spaces,
+)
 from effkern.models._registry import register_model
 from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
@@ -72,6 +81,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         front: Stages that all images share: channels (as of the stem), blocks, stride.
         stages: Stages of many widths: a list of them, blocks, stride. Without a pair in front there is no ``largest``.
         norm: ``"batch"``, or ``"group"`` norm everywhere; see `effkern.nn.SlicedGroupNorm`.
+        statistics: Of batch norm behind a second gate: ``"width"``, or ``"way"`` for own ones of every way there.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
@@ -88,6 +98,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         front: Front = FRONT,
         stages: Stages = STAGES,
         norm: Norm = "batch",
+        statistics: Statistics = "width",
     ) -> None:
         super().__init__()
         every, self.num_widths = configurations([(stem, 1, 2), *front], stages)
@@ -98,7 +109,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         def block(c_in: Sequence[int], channels: Sequence[int], stride: int, space: Sequence[int] | None) -> Made:
             return SeparableBlock(c_in, channels, stride, space, norm), channels
 
-        last = self._add_blocks(previous, rest, routed, block)
+        last = self._add_blocks(previous, rest, routed, statistics, block)
         self.dropout = nn.Dropout(dropout)
         self.classifier = SlicedLinear(last, num_classes)
 
@@ -127,7 +138,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
         if end < len(self.blocks):
             return self._block(end).depthwise(x, width)
         x = x.mean((2, 3))
-        if not isinstance(width, Tensor) and width in (-1, self.num_widths - 1):
+        if not isinstance(width, Tensor) and width in (-1, self._configurations[k] - 1):
             x = self.dropout(x)
         return self.classifier(x, width)
 

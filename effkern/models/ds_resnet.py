@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.models._gated import Front, GatedNet, Made, Stages, configurations, gated_stages, spaces
+from effkern.models._gated import (
+    Front,
+    GatedNet,
+    Made,
+    Stages,
+    Statistics,
+    configurations,
+    gated_stages,
+    spaces,
+)
 from effkern.models._registry import register_model
 from effkern.nn.gate import DoubleHeadedGate
 from effkern.nn.residual import EXPANSION
@@ -103,6 +112,7 @@ class DSResNet(GatedNet):
         gated: Which of ``stages`` begin with a gate.
         dropout: Before the classifier.
         norm: ``"batch"``, or ``"group"`` norm everywhere; see `effkern.nn.SlicedGroupNorm`.
+        statistics: Of batch norm behind a second gate: ``"width"``, or ``"way"`` for own ones of every way there.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, num_classes]``, with a width index or an index tensor ``[N]`` (eval mode).
@@ -122,6 +132,7 @@ class DSResNet(GatedNet):
         gated: Sequence[int] = (0,),
         dropout: float = 0.0,
         norm: Norm = "batch",
+        statistics: Statistics = "width",
     ) -> None:
         super().__init__()
         every, self.num_widths = configurations([(stem, 1, 1), *front], stages)
@@ -135,7 +146,7 @@ class DSResNet(GatedNet):
             made = SlicedBlock(c_in, channels, stride, kind, space, norm)
             return made, made.c_out
 
-        last = self._add_blocks(previous, rest, routed, block)
+        last = self._add_blocks(previous, rest, routed, statistics, block)
         self.dropout = nn.Dropout(dropout)
         self.classifier = SlicedLinear(last, num_classes)
 

@@ -251,7 +251,8 @@ def _make_parameters(layer: nn.Module, shape: tuple[int, ...], bias: bool, facto
 def _make_width_tables(
     layer: HasWidthTables, c_in: tuple[int, ...], c_out: tuple[int, ...], device: torch.device | str | None
 ) -> None:
-    if 1 < len(c_in) != len(c_out) > 1:
+    # Of outputs there may be a multiple: layers behind a choice of widths, whose calls name both.
+    if len(c_in) > 1 and len(c_out) > 1 and len(c_out) % len(c_in):
         raise ValueError(f"input and output widths must be as many, or one for all, got {list(c_in)} and {list(c_out)}")
     layer._add_width_table("in_table", c_in, device)
     layer._add_width_table("out_table", c_out, device)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from effkern.data import load_digits
-from effkern.dsnet import calibrate
+from effkern.dsnet import all_ways, calibrate
 from effkern.models import create_model
 
 DATA = load_digits()
@@ -31,7 +31,8 @@ TWO = {
         "gated": [0, 1],
     },
 }
-CASES = [(name, options) for table in (ONE, TWO) for name, options in table.items()]
+WAYS = [(name, {**options, "statistics": "way"}) for name, options in TWO.items()]
+CASES = [(name, options) for table in (ONE, TWO) for name, options in table.items()] + WAYS
 
 
 def network(name: str = "ds_resnet", options: dict | None = None, calibrated: bool = True) -> nn.Module:
@@ -39,7 +40,8 @@ def network(name: str = "ds_resnet", options: dict | None = None, calibrated: bo
     options = {"space": [0, 1, 2], **(ONE[name] if options is None else options)}
     net = create_model(name, in_channels=1, num_classes=10, **options)
     if calibrated:
-        calibrate(net, [batch(64)[0]], range(net.num_widths))
+        ways = all_ways(net) if options.get("statistics") == "way" else ()
+        calibrate(net, [batch(64)[0]], range(net.num_widths), ways)
         spread(net.eval(), batch(64)[0])
     return net
 
@@ -54,7 +56,8 @@ def spread(net: nn.Module, x: torch.Tensor) -> None:
         y, z = gate.decide(y, before)
         gate.offset.copy_(-z.mean(0))
         width = torch.tensor(gate.space)[gate.choose(z)]
-        y, before = net.segment(k + 1, y, width, before), width
+        at = net.configuration(k + 1, width, before)
+        y, before = net.segment(k + 1, y, at, before), at
 
 
 def batch(n: int = 24) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from effkern.dsnet import Dynamic, Routing, calibrate, evaluate_routing, expected_cost, mac_table, meet_budget
+from effkern.dsnet import (
+    Dynamic,
+    Routing,
+    all_ways,
+    calibrate,
+    evaluate_routing,
+    expected_cost,
+    mac_table,
+    meet_budget,
+    uncalibrated,
+)
 from effkern.dsnet.gating import _weights
 from effkern.dsnet.route import finish, route_costs, uniform_routes
 from effkern.models import create_model
-from tests.dsnet.gated import CASES, DATA, IMAGE, ONE, batch, network
+from tests.dsnet.gated import CASES, DATA, IMAGE, ONE, TWO, WAYS, batch, network
 
 
 def at(net, x, widths):
@@ -45,7 +56,8 @@ def test_weights_of_widths_give_what_slices_give(name, options):
         for k, gate in enumerate(net.gates):
             y, _ = gate.decide(y, before)
             width = _weights(F.one_hot(choice[:, k], len(gate.space)).float(), gate.space)
-            y, before = net.segment(k + 1, y, width, before), width
+            at = net.configuration(k + 1, width, before)
+            y, before = net.segment(k + 1, y, at, before), at
     torch.testing.assert_close(y, scores, rtol=1e-4, atol=1e-4)
 
 
@@ -178,3 +190,61 @@ def test_calibration_reaches_every_statistic():
     net = network("ds_mobilenet", calibrated=False)
     with pytest.raises(RuntimeError, match=r"stem\.bn\[3\]"):
         calibrate(net, [batch()[0]], range(3))  # `largest` is a configuration too
+
+
+@pytest.mark.parametrize(("name", "options"), WAYS)
+def test_every_way_has_its_own_statistics(name, options):
+    """What batch norm behind the second gate has for a way is the mean of what it sees there, and no other way's."""
+    net, (x, _) = network(name, options), batch(64)
+    layer = net.blocks[net._gated[1]]
+    layer = layer.pointwise if name == "ds_mobilenet" else layer.layers[0]
+    assert len(layer.bn.widths) == len(layer.conv.out_channels) == net.num_widths**2
+    means, seen = {}, []
+    layer.conv.register_forward_hook(lambda m, i, o: seen.append(o.mean((0, 2, 3))))
+    with torch.no_grad():
+        for way in all_ways(net):
+            net.train()
+            index = int(net.configuration(2, way[1], way[0]))
+            kept = copy.deepcopy(net.state_dict())
+            net.along(x, way)
+            net.load_state_dict(kept)
+            means[index] = seen.pop()
+            torch.testing.assert_close(
+                layer.bn.running_mean[index, : len(means[index])], means[index], rtol=1e-4, atol=1e-4
+            )
+    assert len(means) == len(all_ways(net))
+    at_two = [mean for index, mean in means.items() if index // net.num_widths == 2]
+    assert not any(torch.allclose(a, b, atol=1e-3) for a, b in itertools.combinations(at_two, 2))
+
+
+@pytest.mark.parametrize(("name", "options"), WAYS)
+def test_a_way_that_was_not_calibrated_shares_what_its_last_width_has(name, options):
+    net = network(name, options, calibrated=False)
+    calibrate(net, [batch(64)[0]], range(net.num_widths), [(0, 2)])
+    assert uncalibrated(net) == []
+    norms = [m for m in net.modules() if len(getattr(m, "widths", ())) == net.num_widths**2 and hasattr(m, "bias")]
+    norms = [norm for norm in norms if hasattr(norm, "running_mean")]
+    assert norms
+    for norm in norms:
+        mean = norm.running_mean.view(net.num_widths, net.num_widths, -1)
+        for width in range(net.num_widths):
+            for before in range(net.num_widths):
+                same = torch.equal(mean[width, before], mean[width, width])
+                assert same == ((before, width) != (0, 2))
+    with pytest.raises(RuntimeError, match=r"calibration reached no batch at: "):
+        calibrate(net, [batch(8)[0]], [0])
+
+
+def test_configurations_of_a_way():
+    net = network(*WAYS[1], calibrated=False)
+    assert net.configuration(1, 2, 0) == 2 and net.configuration(2, 2, 1) == 7 and net.configuration(2, -1, 2) == 8
+    assert network(*CASES[3], calibrated=False).configuration(2, 2, 1) == 2
+    width, before = torch.tensor([0, 2, 1]), torch.tensor([2, 0, 1])
+    assert net.configuration(2, width, before).tolist() == [2, 6, 4]
+    weights = net.configuration(2, F.one_hot(width, 3).float(), F.one_hot(before, 3).float())
+    assert torch.equal(weights, F.one_hot(torch.tensor([2, 6, 4]), 9).float())
+    a, b = torch.rand(2, 2), torch.rand(2, 2)  # of the first two widths
+    both = net.configuration(2, a, b)
+    assert both.shape == (2, 6) and torch.allclose(both.view(2, 2, 3)[:, 1, 0], a[:, 1] * b[:, 0])
+    with pytest.raises(ValueError, match="statistics must be one of width, way, got 'all'"):
+        network("ds_resnet", {**TWO["ds_resnet"], "statistics": "all"})

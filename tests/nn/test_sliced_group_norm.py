@@ -105,6 +105,8 @@ def test_networks_need_no_calibration_and_route_without_it(name):
     x, y = torch.randn(6, 1, 12, 12), torch.arange(6) % 10
     net(x, 1).sum().backward()
     calibrate(net, [x], range(net.num_widths))
+    for gate in net.gates:
+        nn.init.ones_(gate.reduce.bias)  # no unit of it is dead
     spread(net.eval(), x)
     with torch.no_grad():
         scores, choice = net.route(x)

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from effkern.data import Dataset
-from effkern.dsnet import GateTraining, SupernetTraining, calibrate, meet_budget
+from effkern.dsnet import GateTraining, SupernetTraining, all_ways, calibrate, meet_budget
 from effkern.dsnet.gate_loss import Hopeless, SgsForm, Targets
 from effkern.dsnet.gating import CostForm
 from effkern.dsnet.method import Target
@@ -112,7 +112,8 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         feed = data.feed(learned, min(250, len(learned)), seed)
         images = (feed(step)[0] for step in range(chosen.calibration))
         model = method.result()
-        calibrate(model, images, range(_widths(model)))
+        ways = all_ways(model) if config.network.options.get("statistics") == "way" else ()
+        calibrate(model, images, range(_widths(model)), ways)
 
     def gate() -> Method:
         assert gating is not None
