@@ -135,7 +135,8 @@ def load_image_folder(
             of the latter, ``val`` is what choices are made by; with one of them it is the test set, and some training
             images are held out.
         options: how files become squares.
-        workers: processes that decode; default: one for each processor this process may use.
+        workers: processes that decode; default: one for each processor this process may use,
+            shared among the ranks of a machine.
         held_out: training images to hold out; default: 2 %, at most 10,000. Which ones depends on their number alone.
 
     Raises:
@@ -168,8 +169,13 @@ def load_image_folder(
         std=STD,
         flip=True,
         options=options or ImageOptions(),
-        decoders=Decoders(len(os.sched_getaffinity(0)) if workers is None else workers),
+        decoders=Decoders(_share_of_processors() if workers is None else workers),
     )
+
+
+def _share_of_processors() -> int:
+    """Of one rank, where torchrun has started several on this machine."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def _classes(folder: Path) -> list[str]:

@@ -7,6 +7,7 @@ which choose every image's width, need a network in segments: see :class:`Routed
 from effkern.dsnet.budget import meet_budget
 from effkern.dsnet.calibrate import all_ways, calibrate, uncalibrated
 from effkern.dsnet.cost import AtWidth, mac_table
+from effkern.dsnet.extract import extract
 from effkern.dsnet.gate_loss import GateCrossEntropy, gumbel_noise, gumbel_softmax, sgs_targets
 from effkern.dsnet.gating import GateTraining
 from effkern.dsnet.method import SupernetTraining, soft_cross_entropy
@@ -27,6 +28,7 @@ __all__ = [
     "calibrate",
     "evaluate_routing",
     "expected_cost",
+    "extract",
     "gumbel_noise",
     "gumbel_softmax",
     "mac_table",

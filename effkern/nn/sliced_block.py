@@ -157,7 +157,10 @@ def separable(
 
     The result is the same bit for bit. Layers with hooks run one after the other, so that the hooks see them.
     """
-    layers, convs = (depthwise, pointwise), (depthwise.conv, pointwise.conv)
+    layers = (depthwise, pointwise)
+    if not all(isinstance(layer, SlicedConvBNAct) for layer in layers):  # others put in their place
+        return pointwise(depthwise(x, width), width)
+    convs = (depthwise.conv, pointwise.conv)
     folded = all(layer._folded is not None and not layer.training for layer in layers)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (*layers, *convs))
     if isinstance(width, Tensor) or not folded or hooked:

@@ -140,6 +140,8 @@ def _steps_of(parts: Sequence[Part]) -> list[int] | None:
                 return None
             steps.append(AttentionStep(handles, handles + 1, hidden, channels))
             handles += 2
-        else:
+        elif isinstance(part, Mean):
             steps.append(MeanStep())
+        else:  # a layer put in the place of one of these
+            return None
     return write_steps(steps)

@@ -200,10 +200,16 @@ class StochasticBlock(ResidualBlock):
     survival: float = 1.0
     mode: Mode = "batch"
     scale: Scale = "original"
+    sync: bool = False
 
     @classmethod
     def from_block(
-        cls, block: ResidualBlock, survival: float, mode: Mode = "batch", scale: Scale = "original"
+        cls,
+        block: ResidualBlock,
+        survival: float,
+        mode: Mode = "batch",
+        scale: Scale = "original",
+        sync: bool = False,
     ) -> StochasticBlock:
         """The same block in this form. Parameters and statistics are shared with ``block``.
 
@@ -212,7 +218,7 @@ class StochasticBlock(ResidualBlock):
         """
         _check(mode, scale, survival)
         new = share_parts(cls, block)
-        new.survival, new.mode, new.scale = float(survival), mode, scale
+        new.survival, new.mode, new.scale, new.sync = float(survival), mode, scale, sync
         return new
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -227,6 +233,7 @@ class StochasticBlock(ResidualBlock):
             shortcut=self.shortcut(x),
             keep=keep,
             training=self.training,
+            sync=self.sync,
         )
         return F.relu(y)
 

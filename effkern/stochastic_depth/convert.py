@@ -19,7 +19,9 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     return [block for module in network.modules() if (block := _as_block(module)) is not None]
 
 
-def convert(network: nn.Module, survival: Tensor, mode: Mode = "batch", scale: Scale = "original") -> nn.Module:
+def convert(
+    network: nn.Module, survival: Tensor, mode: Mode = "batch", scale: Scale = "original", sync: bool = False
+) -> nn.Module:
     """A copy of ``network`` whose residual blocks have stochastic depth.
 
     Blocks are :class:`effkern.nn.ResidualBlock`, or modules with the parts and the function of torchvision's
@@ -30,6 +32,8 @@ def convert(network: nn.Module, survival: Tensor, mode: Mode = "batch", scale: S
         survival: ``[K]``, for the blocks in order; see :func:`effkern.stochastic_depth.survival_schedule`.
         mode: see :func:`effkern.nn.draw_keep`.
         scale: see :mod:`effkern.nn.stochastic_depth`.
+        sync: whether a block that draws for itself takes the draw of rank 0, so that it is skipped on all ranks;
+            :class:`StochasticDepthTraining` draws alike on all ranks for networks that take a mask anyway.
 
     Raises:
         ValueError: if the network has no residual block, or another number than ``survival``.
@@ -41,7 +45,7 @@ def convert(network: nn.Module, survival: Tensor, mode: Mode = "batch", scale: S
     if survival.shape != (count,):
         raise ValueError(f"survival: must be [{count}], one a residual block, got {list(survival.shape)}")
     left = iter(survival.tolist())
-    return _replace(network, lambda block: StochasticBlock.from_block(block, next(left), mode, scale))
+    return _replace(network, lambda block: StochasticBlock.from_block(block, next(left), mode, scale, sync))
 
 
 @torch.no_grad()

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining
+from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining, evaluate, fixed_policy
 from effkern.data import BatchFeed, load_digits
 from effkern.models import create_model
 from effkern.nn import skip_form
-from effkern.training import CheckpointError, Recipe, Run, Step, train
+from effkern.training import CheckpointError, Recipe, Run, Step, Supervised, train
 
 K, DATA = 5, load_digits()
 RECIPE = Recipe(epochs=0.1, lr=1e-3, optimizer="adam", weight_decay=0.0, batch_size=32, schedule="constant")
@@ -169,3 +169,38 @@ def test_a_cache_of_the_forced_blocks_changes_nothing_but_the_work(augment):
     (losses, plain, weights), (cached_losses, cached, cached_weights) = results
     assert losses == cached_losses and all(torch.equal(w, cached_weights[name]) for name, w in weights.items())
     assert (plain, cached) == (384, 384 if augment else 256)
+
+
+class Foreign(nn.Module):
+    """A residual network of somebody else's, without convolutions: all it has of the protocol is what must be."""
+
+    num_blocks = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(64, 16), nn.Linear(16, 10)
+        self.branches = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, keep: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.first(nn.functional.adaptive_avg_pool2d(x, 8).flatten(1))
+        for k, branch in enumerate(self.branches):
+            x = x + branch(x) if keep is None else x + keep[:, k : k + 1] * branch(x)
+        return self.last(x)
+
+
+def test_any_residual_network_learns_what_to_drop(tmp_path):
+    """The whole method in front of a network that knows nothing of this package."""
+    backbone = Foreign()
+    learn = replace(RECIPE, epochs=3, lr=5e-3)
+    go(Supervised(backbone), learn)
+    batches = list(DATA.batches(DATA.val, 100))
+    dense = evaluate(backbone, fixed_policy(torch.ones(3)), batches)
+    assert dense.top1 > 80 and dense.blocks == 3
+    net = BlockDropNet(backbone, PolicyNet(3, 1, (4, 4, 4), stem_stride=2, init=1.0))
+    go(PolicyTraining(net, ramp=0.5), learn, run=Run(tmp_path / "policy"))
+    result = go(JointTraining(net, policy_lr=0.5), replace(learn, epochs=2), run=Run(tmp_path / "joint"))
+    assert result.metrics["blocks"] < 3 and result.metrics["top1"] > 80
+    with torch.no_grad():
+        x = batches[0][0]
+        torch.testing.assert_close(net.eval()(x), backbone(x, net.decide(x).float()))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -156,3 +160,21 @@ def test_gradients_are_those_of_the_masked_form():
     want = torch.autograd.grad((masked * weights).sum(), parameters)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_two_ranks_with_sync_draw_the_same(tmp_path):
+    """Layer, function and block; without it each rank draws for itself."""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("ranks.py"), tmp_path],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = ((tmp_path / f"{rank}.txt").read_text().splitlines() for rank in (0, 1))
+    assert len(first) == len(second) == 6
+    assert first[:3] == second[:3] and all(a != b for a, b in zip(first[3:], second[3:], strict=True))
+    for line in first:
+        assert len(line.split()) == 24 and 0 < line.count("1") < line.count("0") + line.count("1")
