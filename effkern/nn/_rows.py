@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["add_rows", "set_rows", "take_rows"]
+__all__ = ["add_rows", "fork_rows", "set_rows", "take_rows"]
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]`` in x's layout; ``rows`` int64, distinct."""
     return _Take.apply(x, rows)  # type: ignore[no-any-return]
+
+
+def fork_rows(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """``x`` and ``take_rows(x, rows)``, for a branch that some rows take beside x itself.
+
+    The gradients of both are joined by adding rows; taken apart, those of the rows would be spread over zeros first.
+    """
+    return _Fork.apply(x, rows)  # type: ignore[no-any-return]
 
 
 def add_rows(x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
@@ -69,6 +77,18 @@ class _Take(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (rows,) = ctx.saved_tensors
         return _Put.apply(grad, rows, ctx.samples), None
+
+
+class _Fork(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows)
+        return x.view_as(x), _taken(x, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, part: Tensor) -> Any:
+        (rows,) = ctx.saved_tensors
+        return _Add.apply(grad, rows, part), None
 
 
 class _Put(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn._rows import set_rows, take_rows
+from effkern.nn._rows import fork_rows, set_rows, take_rows
 from effkern.ops.block_skip.reference import blend
 
 Kind = Literal["basic", "bottleneck"]
@@ -189,8 +189,9 @@ class ResidualBlock(nn.Module):
         bn_stats = False if rows.numel() < MIN_KEPT else None
         if rows.numel() == len(x):
             return blend(keep, F.relu(self.residual(x, bn_stats) + shortcut), shortcut)
-        old = take_rows(shortcut, rows)
-        new = F.relu(self.residual(old if shortcut is x else take_rows(x, rows), bn_stats) + old)
+        alone = shortcut is not x
+        shortcut, old = fork_rows(shortcut, rows)
+        new = F.relu(self.residual(take_rows(x, rows) if alone else old, bn_stats) + old)
         return set_rows(shortcut, rows, blend(keep.index_select(0, rows), new, old))
 
     def block_macs(self, height: int, width: int) -> tuple[int, int]:

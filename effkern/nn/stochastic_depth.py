@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from effkern.nn._rows import add_rows, take_rows
+from effkern.nn._rows import add_rows, fork_rows, take_rows
 from effkern.nn.residual import MIN_KEPT, ResidualBlock, share_parts
 
 __all__ = ["StochasticBlock", "StochasticDepth", "draw_keep", "stochastic_depth"]
@@ -125,7 +125,11 @@ def stochastic_depth(
     with _running_statistics(branch, rows.numel() < MIN_KEPT and training):
         if rows.numel() == len(x):
             return shortcut + _scaled(branch(x), factor)
-        residual = _scaled(branch(take_rows(x, rows)), factor)
+        if shortcut is x:
+            shortcut, part = fork_rows(x, rows)
+        else:
+            part = take_rows(x, rows)
+        residual = _scaled(branch(part), factor)
     return add_rows(shortcut, rows, residual.to(shortcut.dtype))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from effkern.nn._rows import add_rows, set_rows, take_rows
+from effkern.nn._rows import add_rows, fork_rows, set_rows, take_rows
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 PAIRS = [
@@ -59,3 +59,25 @@ def test_strided_inputs_are_not_written_to():
     before, rows = x.clone(), torch.tensor([1, 4])
     y = set_rows(x, rows, torch.zeros(2, 3, 4, 4))
     assert torch.equal(x, before) and not y[rows].any()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("rows", [[], [2], [4, 0, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize("used", ["both", "whole", "part"])
+def test_a_fork_is_both_with_the_gradients_of_both(layout, rows, used):
+    rows = torch.tensor(rows, dtype=torch.int64)
+    x = torch.randn(5, 3, 4, 2).to(memory_format=layout).requires_grad_()
+    before = x.detach().clone()
+    whole, part = fork_rows(x, rows)
+    assert torch.equal(whole, x) and torch.equal(part, x[rows]) and whole.is_contiguous(memory_format=layout)
+    a, b = torch.randn(x.shape) * (used != "part"), torch.randn(part.shape) * (used != "whole")
+    terms = {"both": [whole * a, part * b], "whole": [whole * a], "part": [part * b]}[used]
+    (got,) = torch.autograd.grad(sum(term.sum() for term in terms), x)
+    assert torch.equal(got, a.index_add(0, rows, b)) and torch.equal(x, before)
+
+
+def test_gradients_of_a_fork_twice():
+    rows = torch.tensor([3, 1])
+    x = torch.randn(4, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    f = lambda x: [y**power for y, power in zip(fork_rows(x, rows), (2, 3), strict=True)]  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x,)) and torch.autograd.gradgradcheck(f, (x,))
