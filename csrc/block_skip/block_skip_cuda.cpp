@@ -7,6 +7,7 @@
 
 #include "../conv/conv_op.h"
 #include "compact.h"
+#include "stage_gpu.h"
 
 namespace effkern::block_skip {
 namespace {
@@ -60,13 +61,14 @@ struct Conv {
   Geometry geometry;
 };
 
-std::vector<Conv> convs_of(const Arguments& a) {
+// first: the number of the block's first weight in messages, counted from 0.
+std::vector<Conv> convs_of(const Arguments& a, size_t first = 0) {
   std::vector<Conv> convs;
   const ScalarType dtype = a.x.scalar_type();
   const bool basic = a.weights.size() == 2;
   int64_t c_in = a.x.size(1);
   for (size_t i = 0; i < a.weights.size(); ++i) {
-    const std::string w = "w" + std::to_string(i + 1), b = "b" + std::to_string(i + 1);
+    const std::string number = std::to_string(first + i + 1), w = "w" + number, b = "b" + number;
     const Tensor& weight = a.weights[i];
     EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), a.op, ": ", w,
                         " must be a 4-d weight on the GPU, handles are the CPU engine's layout");
@@ -166,6 +168,122 @@ Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, co
   return skip_block({"skip_bottleneck", x, keep, {w1, w2, w3}, {b1, b2, b3}, stride, res, act, algo});
 }
 
+template <class T>
+Stage<T> stage_of(const device::Scope& scope, const Tensor& x, const Tensor& y, const Tensor& keep, bool soft,
+                  const std::vector<Tensor>& weights, const std::vector<Tensor>& biases, int64_t first,
+                  int64_t blocks) {
+  const auto aligned = [](const T* p, const conv::gpu::Strides& s) {
+    constexpr int64_t kPer = 16 / sizeof(T);
+    return reinterpret_cast<uintptr_t>(p) % 16 == 0 && s.n % kPer == 0 && s.h % kPer == 0 && s.w % kPer == 0;
+  };
+  Stage<T> p{};
+  p.x = scope.of<const T>(x), p.xs = {x.stride(0), x.stride(2), x.stride(3)};
+  p.y = scope.of<T>(y), p.ys = {y.stride(0), y.stride(2), y.stride(3)};
+  p.wide_x = aligned(p.x.p, p.xs), p.wide_y = aligned(p.y.p, p.ys);
+  p.samples = static_cast<int32_t>(x.size(0)), p.channels = static_cast<int32_t>(x.size(1));
+  p.h = static_cast<int32_t>(x.size(2)), p.w = static_cast<int32_t>(x.size(3));
+  p.blocks = static_cast<int32_t>(blocks);
+  p.keep = scope.of<const float>(keep) + first, p.keep_row = keep.size(1);
+  p.soft = soft;
+  for (int64_t i = 0; i < 2 * blocks; ++i) {
+    p.weight[i] = scope.of<const T>(weights[static_cast<size_t>(2 * first + i)]);
+    p.bias[i] = scope.of<const float>(biases[static_cast<size_t>(2 * first + i)]);
+  }
+  return p;
+}
+
+// As the stage's kernel reads it: [out][tap][in] without gaps, 16-byte aligned.
+Tensor in_a_row(const Tensor& weight) {
+  const int64_t c = weight.size(1);
+  const bool is = weight.stride(0) == 9 * c && weight.stride(1) == 1 && weight.stride(2) == 3 * c &&
+                  weight.stride(3) == c && reinterpret_cast<uintptr_t>(weight.const_data_ptr()) % 16 == 0;
+  return is ? weight
+            : torch::stable::clone(torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast));
+}
+
+// A stage of CIFAR's size: the map of a sample stays in shared memory through all blocks. Elsewhere a stage is its
+// blocks, one after the other, with the same results.
+Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
+                  std::string kind, std::string act, std::string algo) {
+  constexpr const char* op = "skip_stage";
+  const device::Scope scope(x, {op, "x"});
+  Tensor in = device::pixels(x, x, {op, "x"});
+  EFFKERN_CHECK_VALUE(kind == "basic" || kind == "bottleneck", op, ": kind must be basic or bottleneck, got '", kind,
+                      "'");
+  const conv::Act activate = act_from_name(act, op);
+  check_algo(algo, op);
+  check_keep(keep, x, {op, "keep"});
+  const int64_t n = x.size(0), c = x.size(1);
+  EFFKERN_CHECK_VALUE(keep.dim() == 2 && keep.size(0) == n, op, ": keep must be [", n, ", B], got shape ",
+                      shape_text(keep));
+  const int64_t blocks = keep.size(1);
+  const size_t convs = kind == "basic" ? 2 : 3, tensors = convs * static_cast<size_t>(blocks);
+  EFFKERN_CHECK_VALUE(weights.size() == biases.size(), op, ": weights and biases must have as many tensors, got ",
+                      weights.size(), " and ", biases.size());
+  EFFKERN_CHECK_VALUE(weights.size() == tensors, op, ": weights and biases must have ", tensors, " tensors for ",
+                      blocks, " ", kind, " blocks, got ", weights.size());
+  bool square = kind == "basic";
+  const MaybeTensor none;
+  std::vector<Conv> all;
+  for (size_t b = 0; b < static_cast<size_t>(blocks); ++b) {
+    const Arguments block{op,
+                          x,
+                          keep,
+                          {&weights[b * convs], &weights[b * convs] + convs},
+                          {&biases[b * convs], &biases[b * convs] + convs},
+                          1,
+                          none,
+                          act,
+                          algo};
+    for (Conv& conv : convs_of(block, b * convs)) {
+      square = square && conv.dims.out_channels == c;
+      all.push_back(std::move(conv));
+    }
+    EFFKERN_CHECK_VALUE(all.back().dims.out_channels == c, op, ": block ", b, " must keep x's ", c, " channels, got ",
+                        all.back().dims.out_channels);
+  }
+  const ScalarType dtype = x.scalar_type();
+  float low = 0, high = 0;
+  const bool fits = square && clips(static_cast<Act>(activate), low, high) &&
+                    stage_fits(c, static_cast<int32_t>(x.element_size()), x.size(2), x.size(3), most_stage_shared());
+  if (!fits && blocks > 0) {
+    Tensor state = x;
+    for (size_t b = 0; b < static_cast<size_t>(blocks); ++b)
+      state = skip_block({op,
+                          state,
+                          torch::stable::select(keep, 1, static_cast<int64_t>(b)),
+                          {&weights[b * convs], &weights[b * convs] + convs},
+                          {&biases[b * convs], &biases[b * convs] + convs},
+                          1,
+                          none,
+                          act,
+                          algo});
+    return state;
+  }
+  device::Output y(x, c, x.size(2), x.size(3));
+  if (y.pixels().numel() == 0) return y.finish();
+  if (blocks == 0) torch::stable::copy_(y.pixels(), x);
+  const Tensor mask = torch::stable::contiguous(torch::stable::to(keep, ScalarType::Float));
+  std::vector<Tensor> dense, vectors;
+  for (const Conv& conv : all) dense.push_back(in_a_row(conv.weight)), vectors.push_back(*conv.bias);
+  for (int64_t first = 0; first < blocks; first += kStageBlocks) {
+    const int64_t count = std::min<int64_t>(kStageBlocks, blocks - first);
+    const auto go = [&]<class T>(T) {
+      Stage<T> p = stage_of<T>(scope, in, y.pixels(), mask, is_soft(keep), dense, vectors, first, count);
+      p.low = low, p.high = high;
+      return p;
+    };
+    if (dtype == ScalarType::Half)
+      run(go(device::F16{}), scope.stream());
+    else if (dtype == ScalarType::BFloat16)
+      run(go(device::BF16{}), scope.stream());
+    else
+      run(go(float{}), conv::gpu::tf32() ? Math::TF32 : Math::F32, scope.stream());
+    in = y.pixels();
+  }
+  return y.finish();
+}
+
 // Unlike on the CPU the entries are not checked to be in [0, 1]: everything that is not zero is kept.
 std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
   EFFKERN_CHECK_VALUE(keep.dim() == 1 || keep.dim() == 2, "compact: keep must be [N] or [N, B], got shape ",
@@ -187,5 +305,6 @@ std::tuple<Tensor, Tensor> compact(const Tensor& keep) {
 EFFKERN_CUDA_OPS(m) {
   m.impl("skip_basic_block", TORCH_BOX(&effkern::block_skip::skip_basic_block));
   m.impl("skip_bottleneck", TORCH_BOX(&effkern::block_skip::skip_bottleneck));
+  m.impl("skip_stage", TORCH_BOX(&effkern::block_skip::skip_stage));
   m.impl("compact", TORCH_BOX(&effkern::block_skip::compact));
 }

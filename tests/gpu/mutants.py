@@ -20,6 +20,7 @@ class Mutant:
 CONV, LOADER, MATH, EPILOGUE = (f"conv/{name}.cuh" for name in ("conv", "conv_loader", "conv_math", "conv_epilogue"))
 COMPACT, SCHEDULE = "block_skip/compact.cuh", "sliced_conv/schedule.cuh"
 INDICES, DEPTHWISE = "common/cuda/indices.cuh", "conv/depthwise.cuh"
+STAGE, STAGE_MATH = "block_skip/stage.cuh", "block_skip/stage_math.cuh"
 LOOKUP, CODES, DECODE, DOTS = (f"pq/{name}.cuh" for name in ("embedding", "codes", "decode", "dots"))
 
 MUTANTS = (
@@ -417,4 +418,110 @@ MUTANTS = (
         "dots: entries of one chunk", DOTS, "(entry[o] * chunks_ + c) * p_.copies", "entry[o] * chunks_ * p_.copies"
     ),
     Mutant("dots: bias before the factor", DOTS, "device::fma(sums[o][m], scale, bias)", "(sums[o][m] + bias) * scale"),
+    # stage
+    Mutant("stage: no wait for weights", STAGE, "device::copy_wait<kStages - 2>();", ";"),
+    Mutant(
+        "stage: wait leaves one group too many",
+        STAGE,
+        "device::copy_wait<kStages - 2>();",
+        "device::copy_wait<kStages - 1>();",
+    ),
+    Mutant(
+        "stage: no barrier before weights are read",
+        STAGE,
+        "device::sync();  // the stage is there",
+        ";  // the stage is there",
+    ),
+    Mutant(
+        "stage: next weights brought before the barrier",
+        STAGE,
+        "device::sync();  // the stage is there for all, and all are done with the one before it, "
+        "which is filled next\n      bring_weights();",
+        "bring_weights();\n      device::sync();",
+    ),
+    Mutant(
+        "stage: no barrier before the map is written",
+        STAGE,
+        "device::copy_wait<0>();\n    device::sync();",
+        "device::copy_wait<0>();",
+    ),
+    Mutant("stage: copies left behind", STAGE, "device::copy_wait<0>();\n    device::sync();", "device::sync();"),
+    Mutant("stage: the border is not cleared", STAGE, "    clear_border();\n", ""),
+    Mutant("stage: the last row is no border", STAGE, "pixel < pixels - row &&", "true &&"),
+    Mutant("stage: the column between rows is no border", STAGE, " && pixel % row != 0) continue;", ") continue;"),
+    Mutant("stage: both maps in one place", STAGE, "(second_ ? bytes_ : 0)", "0"),
+    Mutant("stage: dropped blocks run", STAGE, "gate_of(block) == 0.0f) ++block;", "false) ++block;"),
+    Mutant(
+        "stage: weights of dropped blocks brought",
+        STAGE,
+        "part_ = 0, ahead_ = next_kept(ahead_ + 1);",
+        "part_ = 0, ++ahead_;",
+    ),
+    Mutant("stage: mask of the first sample", STAGE, "(sample_ * p_.keep_row + block)", "(block)"),
+    Mutant("stage: hard masks blend", STAGE, "p_.soft || keep == 0.0f ? keep : 1.0f", "keep"),
+    Mutant("stage: gate blends with nothing", STAGE, "(1.0f - gate) * residual", "0.0f"),
+    Mutant(
+        "stage: residual after the activation",
+        STAGE,
+        "clipped(sum.v[e] + residual)",
+        "clipped(sum.v[e]) + residual",
+    ),
+    Mutant("stage: first bias twice", STAGE, "second = 2 * block + 1;", "second = 2 * block;"),
+    Mutant("stage: second weight is the first", STAGE, "2 * ahead_ + part_ / kParts]", "2 * ahead_]"),
+    Mutant("stage: taps of a stage not counted", STAGE, "part_ % kParts * kTaps * kC", "part_ % kParts * kC"),
+    Mutant("stage: taps turned", STAGE, "(tap / 3 * (p_.w + 1) + tap % 3)", "(tap % 3 * (p_.w + 1) + tap / 3)"),
+    Mutant("stage: rows without the column between", STAGE, "tap / 3 * (p_.w + 1)", "tap / 3 * p_.w"),
+    Mutant(
+        "stage: ring one stage short",
+        STAGE,
+        "from_ + kStageBytes < kStages * kStageBytes",
+        "from_ + 2 * kStageBytes < kStages * kStageBytes",
+    ),
+    Mutant("stage: wide copies of maps that are not aligned", STAGE, "if (p_.wide_x) {", "if (true) {"),
+    Mutant("stage: sums not cleared", STAGE, "    sums.clear();\n", ""),
+    Mutant(
+        "stage: pixels past the map stored",
+        STAGE_MATH,
+        "        if (pixel >= map_.pixels) continue;\n        const",
+        "        const",
+    ),
+    Mutant(
+        "stage: tiles past the map multiplied",
+        STAGE_MATH,
+        "if (i >= live_) break;\n        uint32_t pixels[4];",
+        "uint32_t pixels[4];",
+    ),
+    Mutant(
+        "stage: rows past the map read",
+        STAGE_MATH,
+        "(pixel < map.pixels ? map.place(pixel) : 0) + lane / 16 * 16",
+        "map.place(pixel) + lane / 16 * 16 + 4096",
+    ),
+    Mutant(
+        "stage: fragment halves exchanged",
+        STAGE_MATH,
+        "weights[j][0] = both[0], weights[j][1] = both[1]",
+        "weights[j][0] = both[1], weights[j][1] = both[0]",
+    ),
+    Mutant("stage: second half of K not reached", STAGE_MATH, "a + (a_[i] + k * 32)", "a + a_[i]"),
+    Mutant("stage: rows of a fragment exchanged", STAGE_MATH, "+ lane % 16;", "+ (lane ^ 8) % 16;"),
+    Mutant(
+        "stage: sums of the other half",
+        STAGE_MATH,
+        "device::lane() / 4 + half * 8",
+        "device::lane() / 4 + (1 - half) * 8",
+    ),
+    Mutant("stage: no rounding to tf32", STAGE_MATH, "pixels[r] = device::round_tf32(pixels[r]);", ";"),
+    Mutant(
+        "stage: fp32 form multiplies a chunk twice",
+        STAGE_MATH,
+        "a + (a_[i] + chunk * 16)",
+        "a + (a_[i] + chunk / 2 * 32)",
+    ),
+    Mutant(
+        "stage: pixels without padding",
+        STAGE_MATH,
+        "kC * static_cast<int>(sizeof(T)) + 16;",
+        "kC * static_cast<int>(sizeof(T));",
+    ),
 )

@@ -19,7 +19,7 @@ from tests.ops.catalog import as_tuple, batched, check_values, every_sample, sam
 #: What must be there; an op that is lost would otherwise be skipped.
 OPS_ON_CUDA = {
     "compact", "pq_conv2d", "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d",
-    "skip_basic_block", "skip_bottleneck", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear",
+    "skip_basic_block", "skip_bottleneck", "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear",
     "sliced_linear_ragged",
 }  # fmt: skip
 #: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
@@ -146,8 +146,23 @@ def test_widths_that_do_not_fit_are_held_to_what_does():
 
     def args(c_in: list[int], c_out: list[int]) -> tuple:
         return (x, w, None, torch.tensor(c_in), torch.tensor(c_out, dtype=torch.int32), 10, [1, 1], [1, 1], [1, 1], 1,
-                "prefix_groups", None, None, None, "none", "auto", True)  # fmt: skip
+                "prefix_groups", None, None, None, "none", "auto")  # fmt: skip
 
     sample = Sample("widths", op, op.reference, args([8, 0, 8], [10, 10, 0]))
     want = call(sample, sample.args)
     assert same_bits(call(sample, args([99, -1, 2**40], [2**30, 11, -7])), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_stage_in_one_launch_has_the_bits_of_its_blocks(dtype):
+    blocks = 34  # more than one launch takes
+    x = torch.randn(2, 16, 3, 4).to(dtype)
+    keep = torch.rand(2, blocks).round() * torch.rand(2, blocks)
+    weights = [(torch.randn(16, 16, 3, 3) / 12).to(dtype) for _ in range(2 * blocks)]
+    biases = [torch.randn(16) for _ in range(2 * blocks)]
+    ops = getattr(torch.ops, NAMESPACE)
+    want = x
+    for b in range(blocks):
+        pairs = [t for pair in zip(weights, biases, strict=True) for t in pair][4 * b : 4 * b + 4]
+        want = ops.skip_basic_block(want, keep[:, b], *pairs, 1, None, "relu", "auto")
+    assert same_bits(ops.skip_stage(x, keep, weights, biases, "basic", "relu", "auto"), want)

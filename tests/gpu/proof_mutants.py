@@ -22,6 +22,8 @@ from tests.gpu.mutants import (
     LOOKUP,
     MUTANTS,
     SCHEDULE,
+    STAGE,
+    STAGE_MATH,
     Mutant,
 )
 from tests.native.package import CHECKOUT
@@ -36,6 +38,8 @@ TESTS = {  # of the others: CONV
     INDICES: "test_schedule",
     LOOKUP: "test_lookup",
     SCHEDULE: "test_schedule",
+    STAGE: "test_stage",
+    STAGE_MATH: "test_stage",
 }
 CONV = "test_conv_smoke"
 FAULTS = "race|in flight|out of bounds|forbidden|uninitialized|misaligned|divergence|deadlock|leak|limit"

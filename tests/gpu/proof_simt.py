@@ -17,6 +17,7 @@ EVERYTHING = (
     "test_lookup",
     "test_decode",
     "test_dots",
+    "test_stage",
     "test_conv",
     "test_conv_smoke",
 )

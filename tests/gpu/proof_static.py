@@ -30,6 +30,7 @@ SOURCES = (
     "conv/conv_f32",
     "conv/depthwise",
     "block_skip/compact",
+    "block_skip/stage",
     "sliced_conv/schedule",
     "pq/decode",
     "pq/dots",
@@ -40,6 +41,10 @@ SOURCES = (
 #: the smaller tiles load more for each product: their bounds are what they reach.
 SHARES = {("F16", "128x128"): 0.40, ("BF16", "128x128"): 0.40, ("F32", "128x64"): 0.60}
 LEAST_SHARE = {"F16": 0.17, "BF16": 0.17, "TF32": 0.10, "F32": 0.50}
+STAGE_SHARES = {
+    "F16 16": 0.18, "F16 32": 0.28, "F16 64": 0.05, "BF16 16": 0.18, "BF16 32": 0.28, "BF16 64": 0.05,
+    "TF32 16": 0.08, "TF32 32": 0.10, "TF32 64": 0.05, "F32 16": 0.70, "F32 32": 0.70, "F32 64": 0.60,
+}  # fmt: skip
 #: Shared memory of a multiprocessor (CUDA programming guide, technical specifications).
 SHARED_KIB = {80: 164, 86: 100, 89: 100, 90: 228, 100: 228, 120: 100}
 MATHS = ("F16", "BF16", "TF32", "F32")
@@ -55,7 +60,10 @@ pytestmark = [
 
 def key(mangled: str) -> str:
     """F16 128x128 64x64 3 for a convolution of that product, tile, warp's tile and number of stages, u where it is
-    unaligned; else the name of the kernel and what it is made for, as compact<unsigned int>."""
+    unaligned; stage F16 16 for a stage of blocks of that product and as many channels; else the name of the kernel and
+    what it is made for, as compact<unsigned int>."""
+    if found := re.search(r"5stageILNS\w*?MathE(\d)E.*?Li(\d+)E", mangled):
+        return f"stage {MATHS[int(found[1])]} {found[2]}"
     if "conv_kernel" not in mangled:
         name = subprocess.run(["c++filt", mangled], capture_output=True, text=True, check=True).stdout
         return re.search(r"(?:\w+::)*(\w+(?:<[\w ,:]+>)?)\(", name)[1]
@@ -133,6 +141,7 @@ def measure(folder: Path) -> dict[str, dict]:
             kernels[key(function.name)]["targets"][str(arch)] = resources[function.name] | {
                 "instructions": len(function.code),
                 **(main_loop(function) if "conv_kernel" in function.name else {}),
+                **({"inner_share": round(function.inner_share(), 3)} if "5stage" in function.name else {}),
                 "local": function.count(*LOCAL),
                 "wide_loads": any(op.startswith("LDG.E.128") for op in wide),
                 "wide_stores": any(op.startswith("STG.E.128") for op in wide),
@@ -183,7 +192,7 @@ def each(kernels: dict[str, dict]):
 
 def test_every_target_is_compiled(kernels):
     assert toolkit.known_archs(HOME) == list(toolkit.ARCHS), f"nvcc {toolkit.version(HOME)} knows fewer targets"
-    assert len(kernels) == 51
+    assert len(kernels) == 63
     assert all(set(kernel["targets"]) == set(map(str, toolkit.ARCHS)) for kernel in kernels.values())
 
 
@@ -208,6 +217,14 @@ def test_the_main_loop_multiplies(kernels):
             continue  # gathers element by element: not for speed
         math, tile = name.split()[:2]
         assert target["share"] >= SHARES.get((math, tile), LEAST_SHARE[math]), (name, arch, target["share"])
+
+
+def test_stages_multiply(kernels):
+    """Few products follow each fragment of a map that no other warp reads, and with 64 channels the loop brings weights
+    too: the bounds are what the kernels reach."""
+    stages = [(name, arch, t["inner_share"]) for name, arch, _, t in each(kernels) if "inner_share" in t]
+    for name, arch, share in stages:
+        assert share >= STAGE_SHARES[name.split(" ", 1)[1]], (name, arch, share)
 
 
 def test_blocks_fit_as_planned(kernels):

@@ -71,6 +71,12 @@ class Function:
         """Multiplying instructions among those a turn of the main loop issues."""
         return sum(i.name in MULTIPLIES for i in self.turn()) / len(self.turn())
 
+    def inner_share(self) -> float:
+        """Multiplying instructions among those of the shortest loop that multiplies."""
+        bodies = [[i for i in body if i.name != "NOP"] for body in self.loops()]
+        body = min((b for b in bodies if any(i.name in MULTIPLIES for i in b)), key=len)
+        return sum(i.name in MULTIPLIES for i in body) / len(body)
+
 
 def disassemble(cuobjdump: Path, cubin: Path) -> list[Function]:
     """All kernels of a cubin."""

@@ -16,6 +16,7 @@ SMOKE = (
     "test_lookup",
     "test_decode",
     "test_dots",
+    "test_stage",
     "test_conv_smoke",
 )
 

@@ -29,6 +29,14 @@ inline unsigned processors(const char* name) {
   return static_cast<unsigned>(count);
 }
 
+// The most shared memory that a block may ask for on the current device.
+inline int most_shared(const char* name) {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), name);
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), name);
+  return bytes;
+}
+
 // The most blocks of this kernel that the current device holds at once: what a kernel that walks its work is launched
 // with. Depends on the device alone; nothing is asked of the stream, so it may be called while a graph is captured.
 template <class... Parameters>

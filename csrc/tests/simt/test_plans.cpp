@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "../../block_skip/compact.cuh"
+#include "../../block_skip/stage.cuh"
 #include "../../conv/conv_configs.cuh"
 #include "../../conv/depthwise.cuh"
 #include "../../pq/decode.cuh"
@@ -79,6 +80,14 @@ TEST(other_plans) {
   };
   coded(device::F16{}, "effkern::device::F16"), coded(device::BF16{}, "effkern::device::BF16");
   coded(float{}, "float");
+  // A stage of CIFAR: 16 channels @32, 32 @16, 64 @8.
+  constexpr const char* maths[] = {"F16", "BF16", "TF32", "F32"};
+  for (int math = 0; math < 4; ++math)
+    for (const int channels : {16, 32, 64}) {
+      const int size = math < 2 ? 2 : 4, side = 512 / channels;
+      print((std::string("stage ") + maths[math] + " " + std::to_string(channels)).c_str(), block_skip::kStageThreads,
+            static_cast<int>(block_skip::stage_shared(channels, size, side, side)), 1);
+    }
   print("schedule", sliced_conv::kScheduleThreads, sliced_conv::kScheduleShared, 1);
 }
 
