@@ -3,6 +3,7 @@
 
 TORCH ?= torch==2.13.0
 OTHER_TORCH ?= torch==2.14.1
+TRITON ?= triton==3.9.0
 EFFKERN_CUDA ?= auto
 VENV ?= .venv
 # CIFAR-10 as docs/training.md describes it, and a trained ResNet-32 to fine-tune on it, for `make experiments`.
@@ -40,7 +41,7 @@ test: $(VENV)/.tested ## build, then all tests of Python and C++
 test-fast: $(VENV)/.tested ## the tests without the slow ones
 	$(BIN)/python -m pytest -q -m "not slow" $(TEST_ARGS)
 
-test-gpu-proof: $(VENV)/.tested $(VENV)/.gpu-tools ## prove the CUDA kernels without a GPU: schedules, mutants, every target (docs/gpu.md)
+test-gpu-proof: $(VENV)/.tested $(VENV)/.gpu-tools ## prove the CUDA and Triton kernels without a GPU: schedules, mutants, every target (docs/gpu.md)
 	$(BIN)/python -m pytest -q -s -rs -p no:cacheprovider tests/gpu/proof_*.py $(TEST_ARGS)
 
 gpu-check: $(VENV)/.tested ## run every CUDA op on the GPU against the CPU; says so where there is none
@@ -102,6 +103,7 @@ $(VENV)/.built: $(NATIVE) setup.py pyproject.toml effkern/_version.py $(VENV)/.t
 
 $(VENV)/.tested: $(VENV)/.built pyproject.toml
 	$(PIP) pytest hypothesis scikit-learn pillow
+	$(PIP) '$(TRITON)' || echo "$(TRITON) could not be installed: the tests of the Triton kernels are skipped" >&2
 	@touch $@
 
 $(VENV)/.linters: pyproject.toml | $(BIN)/python

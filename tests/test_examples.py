@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import importlib.util
 import re
 import textwrap
 from pathlib import Path
@@ -45,6 +46,8 @@ GIVEN = {
 def test_examples_of_docstrings():
     finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner()
     for name in MODULES:
+        if "triton" in name and importlib.util.find_spec("triton") is None:
+            continue  # kernels, for which tests/gpu/test_triton.py says what is missing
         for test in finder.find(importlib.import_module(name)):
             runner.run(test)
     assert runner.failures == 0, "see the captured output"

@@ -1,5 +1,7 @@
 """The operators as plain functions. One folder an op family; adding one adds one line here."""
 
+from effkern.ops import _backend
+from effkern.ops._backend import backend
 from effkern.ops.block_skip import compact, skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.multi_branch_bn import multi_branch_bn_add_relu
 from effkern.ops.pq import pq_conv2d, pq_decode, pq_embedding, pq_embedding_bag, pq_linear
@@ -26,6 +28,7 @@ __all__ = [
     "ConvStep",
     "MeanStep",
     "SlicedStep",
+    "backend",
     "compact",
     "multi_branch_bn_add_relu",
     "pack_conv_weight",
@@ -50,3 +53,5 @@ __all__ = [
     "sliced_linear",
     "sliced_linear_ragged",
 ]
+
+_backend.from_environment()
