@@ -86,7 +86,9 @@ DepthwiseProblem<T> depthwise_problem(const device::Scope& scope, const Question
 // False where the kernel's tile does not fit.
 template <class T>
 bool ran_depthwise(const device::Scope& scope, const Question& q) {
-  if (!is_depthwise(q.part) || q.count || q.x_rows) return false;
+  // Whose filters lie one behind the other: not so where single channels of wider groups run.
+  const bool one_a_group = q.dims.out_channels == q.dims.groups;
+  if (!is_depthwise(q.part) || !one_a_group || q.count || q.x_rows) return false;
   const DepthwiseProblem<T> p = depthwise_problem<T>(scope, q);
   if (!fits(p)) return false;
   run(p, scope.stream());

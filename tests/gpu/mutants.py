@@ -22,6 +22,12 @@ COMPACT, SCHEDULE = "block_skip/compact.cuh", "sliced_conv/schedule.cuh"
 INDICES, DEPTHWISE = "common/cuda/indices.cuh", "conv/depthwise.cuh"
 STAGE, STAGE_MATH = "block_skip/stage.cuh", "block_skip/stage_math.cuh"
 LOOKUP, CODES, DECODE, DOTS = (f"pq/{name}.cuh" for name in ("embedding", "codes", "decode", "dots"))
+WGRAD, WGRAD_LOADER, WGRAD_MATH, DEPTHWISE_WGRAD, ACT_GRAD, TRANSPOSE, FOLD = (
+    f"conv_backward/{name}.cuh"
+    for name in ("wgrad", "wgrad_loader", "wgrad_math", "depthwise_wgrad", "act_grad", "transpose", "fold")
+)
+BACKWARD, COLUMNS = "conv_backward/backward_gpu.h", "common/cuda/columns.cuh"
+BN_FORWARD, BN_BACKWARD = "multi_branch_bn/bn_forward.cuh", "multi_branch_bn/bn_backward.cuh"
 
 MUTANTS = (
     # Barriers and waits
@@ -524,4 +530,296 @@ MUTANTS = (
         "kC * static_cast<int>(sizeof(T)) + 16;",
         "kC * static_cast<int>(sizeof(T));",
     ),
+    # wgrad
+    Mutant("wgrad: no wait for the stage's copies", WGRAD, "device::copy_wait<C::kStages - 2>();", ";"),
+    Mutant(
+        "wgrad: wait leaves one group too many",
+        WGRAD,
+        "device::copy_wait<C::kStages - 2>();",
+        "device::copy_wait<C::kStages - 1>();",
+    ),
+    Mutant("wgrad: no barrier before a stage is multiplied", WGRAD, "device::sync();  // the stage", ";  // the stage"),
+    Mutant(
+        "wgrad: next stage filled before the barrier",
+        WGRAD,
+        "device::sync();  // the stage is there for all, and all are done with the one before it, "
+        "which is filled next\n    if (ahead > 0) loader.load(fill);",
+        "if (ahead > 0) loader.load(fill);\n    device::sync();",
+    ),
+    Mutant("wgrad: one stage of pixels too few", WGRAD, "ahead > 1 - C::kStages", "ahead > 2 - C::kStages"),
+    Mutant("wgrad: the stage being multiplied is filled", WGRAD, "    fill = full;\n", ""),
+    Mutant("wgrad: slices write the first one's sums", WGRAD, "(static_cast<int64_t>(tile.slice) * p.groups", "(0"),
+    Mutant("wgrad: groups write the first one's sums", WGRAD, "+ tile.group) * p.c_out", ") * p.c_out"),
+    Mutant(
+        "wgrad: pixels past the slice read",
+        WGRAD_LOADER,
+        "left_ = (left < p.slices.slice ? left : p.slices.slice) - row;",
+        "left_ = 1 << 30;",
+    ),
+    Mutant("wgrad: pixels past the slice read in x", WGRAD_LOADER, "live ? y_ : kNowhere", "y_"),
+    Mutant("wgrad: a pixel too many", WGRAD_LOADER, "const bool live = left_ > 0;", "const bool live = left_ >= 0;"),
+    Mutant(
+        "wgrad: lower padding read",
+        WGRAD_LOADER,
+        "(y + down_[i]) < static_cast<uint32_t>(p_.in.h)",
+        "(y + down_[i]) <= static_cast<uint32_t>(p_.in.h)",
+    ),
+    Mutant(
+        "wgrad: left padding read",
+        WGRAD_LOADER,
+        "static_cast<uint32_t>(x_ + right_[i]) < static_cast<uint32_t>(p_.in.w)",
+        "x_ + right_[i] < p_.in.w",
+    ),
+    Mutant(
+        "wgrad: columns past the last tap read", WGRAD_LOADER, "there ? tap / p.kernel.w", "true ? tap / p.kernel.w"
+    ),
+    Mutant("wgrad: inputs past the width read", WGRAD_LOADER, "b_left_[i] = p.c_in - c;", "b_left_[i] = kPer;"),
+    Mutant("wgrad: outputs past the width read", WGRAD_LOADER, "a_left_ = p.c_out - m;", "a_left_ = C::kTileM;"),
+    Mutant(
+        "wgrad: tiles of few outputs copied whole",
+        WGRAD_LOADER,
+        "partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM;",
+        "partial_ = p.c_in % kPer != 0;",
+    ),
+    Mutant(
+        "wgrad: partial chunks of x copied whole",
+        WGRAD_LOADER,
+        "partial_ = p.c_in % kPer != 0 || p.c_out",
+        "partial_ = p.c_out",
+    ),
+    Mutant("wgrad: dilation forgotten", WGRAD_LOADER, "tap % p.kernel.w * p.dilation.w", "tap % p.kernel.w"),
+    Mutant("wgrad: end of a row missed", WGRAD_LOADER, "if (x_ >= end_.w)", "if (x_ > end_.w)"),
+    Mutant("wgrad: end of a map missed", WGRAD_LOADER, "if (y_ >= end_.h)", "if (y_ > end_.h)"),
+    Mutant("wgrad: stride of the walk forgotten", WGRAD_LOADER, "y_ += p_.stride.h, a_", "y_ += 1, a_"),
+    Mutant(
+        "wgrad: samples not walked",
+        WGRAD_LOADER,
+        "const int32_t samples = C::kDepth / p.out.w / p.out.h;",
+        "const int32_t samples = 0;",
+    ),
+    Mutant("wgrad: gz of the first group", WGRAD_LOADER, "static_cast<int64_t>(tile.group) * p.c_out", "0"),
+    Mutant("wgrad: x of the first group", WGRAD_LOADER, "static_cast<int64_t>(tile.group) * p.c_in", "0"),
+    Mutant(
+        "wgrad: 32-bit offset of the row",
+        WGRAD_LOADER,
+        "static_cast<int64_t>(y_ - p.pad.h) * p.xs.h",
+        "(int32_t)((y_ - p.pad.h) * p.xs.h)",
+    ),
+    Mutant("wgrad: odd chunks not exchanged", WGRAD_LOADER, "odd_ = -2 * swap * kFar;", "odd_ = 0;"),
+    Mutant(
+        "wgrad: swizzle without the high bit",
+        WGRAD_LOADER,
+        "return (row & 1) << 2 | (row & 2) | (row >> 2 & 1);",
+        "return (row & 2) | (row >> 2 & 1);",
+    ),
+    Mutant(
+        "wgrad: swizzle of the row as it is",
+        WGRAD_LOADER,
+        "return (row & 1) << 2 | (row & 2) | (row >> 2 & 1);",
+        "return row & 7;",
+    ),
+    Mutant(
+        "wgrad: A's halves exchanged",
+        WGRAD_MATH,
+        "a_ = (matrix / 2 * 8 + row) * C::kRowA + ((warp_m / 8 + matrix % 2) ^",
+        "a_ = (matrix % 2 * 8 + row) * C::kRowA + ((warp_m / 8 + matrix / 2) ^",
+    ),
+    Mutant(
+        "wgrad: B's halves exchanged",
+        WGRAD_MATH,
+        "(matrix % 2 * 8 + row) * C::kRowB + ((warp_n / 8 + matrix / 2) ^",
+        "(matrix / 2 * 8 + row) * C::kRowB + ((warp_n / 8 + matrix % 2) ^",
+    ),
+    Mutant("wgrad: half of the pixels multiplied", WGRAD_MATH, "((b_ ^ j * 16) + k * C::kRowB)", "(b_ ^ j * 16)"),
+    Mutant("wgrad: matrices not transposed", WGRAD_MATH, "load_matrix_x4_transposed(a[i]", "load_matrix_x4(a[i]"),
+    Mutant("wgrad: tf32's second half of pixels lost", WGRAD_MATH, "(k + r * 4) * C::kRowB", "k * C::kRowB"),
+    Mutant(
+        "wgrad: no rounding to tf32",
+        WGRAD_MATH,
+        "device::round_tf32(device::load<uint32_t>(from))",
+        "device::load<uint32_t>(from)",
+    ),
+    Mutant("wgrad: neighbours exchange the wrong sums", WGRAD_MATH, "odd ? s[0] : s[2]", "odd ? s[2] : s[0]"),
+    Mutant("wgrad: odd lanes store the even ones' row", WGRAD_MATH, "(odd ? 8 : 0)", "0"),
+    Mutant("wgrad: sums past the columns stored", WGRAD_MATH, "m < rows && n < columns", "m < rows"),
+    Mutant("wgrad: sums past the rows stored", WGRAD_MATH, "m < rows && n < columns", "n < columns"),
+    Mutant(
+        "wgrad: fp32 form without its swizzle", WGRAD_MATH, "const int flip = reversed(k) * 16;", "const int flip = 0;"
+    ),
+    # depthwise_wgrad
+    Mutant("depthwise_wgrad: lower padding read", DEPTHWISE_WGRAD, "y < p.in.h &&", "y <= p.in.h &&"),
+    Mutant("depthwise_wgrad: left padding read", DEPTHWISE_WGRAD, "&& at >= 0 &&", "&& at >= -1 &&"),
+    Mutant("depthwise_wgrad: second group of taps is the first", DEPTHWISE_WGRAD, "% tap_groups * kTapsAtOnce", "* 0"),
+    Mutant(
+        "depthwise_wgrad: sums of absent taps stored",
+        DEPTHWISE_WGRAD,
+        "if (tap + t < taps && device::thread()",
+        "if (device::thread()",
+    ),
+    Mutant(
+        "depthwise_wgrad: slices overlap", DEPTHWISE_WGRAD, "(rest < p.slices.slice ? rest : p.slices.slice)", "rest"
+    ),
+    Mutant("depthwise_wgrad: absent channels stored", DEPTHWISE_WGRAD, "&& mine < p.groups)", ")"),
+    Mutant("depthwise_wgrad: dilation forgotten", DEPTHWISE_WGRAD, "% p.kernel.w * p.dilation.w", "% p.kernel.w"),
+    Mutant(
+        "columns: no barrier before the lanes' sums are read",
+        COLUMNS,
+        "  sync();  // the lanes' values",
+        "  // the lanes'",
+    ),
+    Mutant("columns: no barrier before the next sum", COLUMNS, "  sync();  // the next sum", "  // the next sum"),
+    Mutant("columns: a lane forgotten", COLUMNS, "i < kColumnLanes; ++i) sum", "i < kColumnLanes - 1; ++i) sum"),
+    Mutant("columns: chunks read past their channels", COLUMNS, "if (e < count) chunk", "chunk"),
+    Mutant(
+        "columns: whole chunks read where there are none",
+        COLUMNS,
+        "wide && count >= kPerChunk<T>) return",
+        "wide) return",
+    ),
+    # act_grad
+    Mutant("act_grad: relu6 without its upper end", ACT_GRAD, "v <= 0.0f || v >= most", "v <= 0.0f"),
+    Mutant("act_grad: relu with an upper end", ACT_GRAD, '__builtin_nanf("")', "3.0f"),
+    Mutant("act_grad: 0 lets the gradient through", ACT_GRAD, "v <= 0.0f ||", "v < 0.0f ||"),
+    Mutant("act_grad: NaN stops the gradient", ACT_GRAD, "v <= 0.0f ||", "!(v > 0.0f) ||"),
+    Mutant("act_grad: sums before the slope", ACT_GRAD, "g.v[e] = T{};", "sums[e] -= 1.0f, g.v[e] = T{};"),
+    Mutant("act_grad: rows past the slice", ACT_GRAD, "row < place.end;", "row < p.slices.rows;"),
+    Mutant("act_grad: sums of one slice overwritten", ACT_GRAD, "static_cast<int64_t>(place.slice) * p.channels", "0"),
+    # transpose
+    Mutant(
+        "transpose: no barrier before the tile is read", TRANSPOSE, "device::sync();  // the tile", ";  // the tile"
+    ),
+    Mutant("transpose: no barrier between tiles", TRANSPOSE, "device::sync();  // the next", ";  // the next"),
+    Mutant("transpose: outputs past the part read", TRANSPOSE, "if (output + row < p.c_out && input", "if (input"),
+    Mutant(
+        "transpose: outputs past the part stored",
+        TRANSPOSE,
+        "input + row < p.c_in && output + column < p.c_out",
+        "input + row < p.c_in",
+    ),
+    Mutant(
+        "transpose: taps not turned round",
+        BACKWARD,
+        "taps_of(kernel.w, step.w, r.w) - 1 - tap.w / step.w",
+        "tap.w / step.w",
+    ),
+    Mutant(
+        "transpose: residues not sorted",
+        BACKWARD,
+        "const Size2 r{tap.h % step.h, tap.w % step.w};",
+        "const Size2 r{0, 0};",
+    ),
+    Mutant("transpose: groups of the part, not of the weight", TRANSPOSE, "* p.group_rows * p.so", "* p.c_out * p.so"),
+    # fold
+    Mutant("fold: a slice forgotten", FOLD, "s < p.slices; ++s) {", "s < p.slices - 1; ++s) {"),
+    Mutant("fold: outputs past the part not zeroed", FOLD, "group < p.groups && o < p.c_out", "group < p.groups"),
+    Mutant("fold: inputs past the part not zeroed", FOLD, " && c < p.c_in) {", ") {"),
+    Mutant("fold: groups past the part not zeroed", FOLD, "if (group < p.groups && o", "if (o"),
+    Mutant(
+        "fold: rows of the whole weight",
+        FOLD,
+        "static_cast<int64_t>(group) * p.c_out",
+        "static_cast<int64_t>(group) * p.whole_rows",
+    ),
+    Mutant(
+        "fold: the last thread of a round lost",
+        FOLD,
+        "step = static_cast<int64_t>(device::blocks()) * kFoldThreads;",
+        "step = p.elements;",
+    ),
+    # batch norms
+    Mutant(
+        "bn: no barrier before the lanes' statistics are read",
+        BN_FORWARD,
+        "  device::sync();  // the lanes'",
+        "  // the lanes'",
+    ),
+    Mutant(
+        "bn: the last lane's statistics forgotten",
+        BN_FORWARD,
+        "lane < device::kColumnLanes; ++lane",
+        "lane < device::kColumnLanes - 1; ++lane",
+    ),
+    Mutant(
+        "bn: lanes counted as if all had as many rows",
+        BN_FORWARD,
+        "place.end - place.begin - lane + device",
+        "place.end - place.begin + device",
+    ),
+    Mutant(
+        "bn: deviations from the old mean twice",
+        BN_FORWARD,
+        "device::fma(delta, v - mean[e], squares[e])",
+        "device::fma(delta, delta, squares[e])",
+    ),
+    Mutant(
+        "bn: distance of means forgotten",
+        BN_FORWARD,
+        "squares + other_squares + delta * delta * (count * n / all)",
+        "squares + other_squares",
+    ),
+    Mutant("bn: every branch's statistics are the first one's", BN_FORWARD, "p.maps.x[branch];", "p.maps.x[0];"),
+    Mutant("bn: slices write the first one's statistics", BN_FORWARD, "+ place.slice) * 2", ") * 2"),
+    Mutant(
+        "bn: the last slice counted as whole",
+        BN_FORWARD,
+        "static_cast<double>(left < p.slices.slice ? left : p.slices.slice)",
+        "static_cast<double>(p.slices.slice)",
+    ),
+    Mutant("bn: running variance biased", BN_FORWARD, "step * (variance * unbiased)", "step * variance"),
+    Mutant(
+        "bn: momentum the wrong way round",
+        BN_FORWARD,
+        "(1.0 - step) * old_mean + step * mean",
+        "step * old_mean + (1.0 - step) * mean",
+    ),
+    Mutant("bn: no eps", BN_FORWARD, "device::sqrt(variance + p.eps)", "device::sqrt(variance)"),
+    Mutant(
+        "bn: shift of the last branch alone",
+        BN_FORWARD,
+        "    shift += a.shift;\n  }\n  device::store(p.shift",
+        "    shift = a.shift;\n  }\n  device::store(p.shift",
+    ),
+    Mutant("bn: relu left out", BN_FORWARD, "p.relu && z[e] < 0.0f ? 0.0f : z[e]", "z[e]"),
+    Mutant(
+        "bn: second branch's factor for all",
+        BN_FORWARD,
+        "device::fma(scale[i][e], device::to_float(x",
+        "device::fma(scale[i > 1 ? 1 : i][e], device::to_float(x",
+    ),
+    Mutant(
+        "bn: no barrier before the vectors are read by the sums",
+        BN_BACKWARD,
+        "  device::sync();  // the vectors are there\n  float sums",
+        "  float sums",
+    ),
+    Mutant(
+        "bn: no barrier before the vectors are read by dx",
+        BN_BACKWARD,
+        "  device::sync();  // the vectors are there\n  if (place.count == 0) return;",
+        "  if (place.count == 0) return;",
+    ),
+    Mutant("bn: gradient not masked", BN_BACKWARD, "p.relu && z[e] <= 0.0f ? 0.0f : device", "false ? 0.0f : device"),
+    Mutant(
+        "bn: mask without the shift", BN_BACKWARD, "take<T>(kShift, z);", "for (int e = 0; e < kPer; ++e) z[e] = 0.0f;"
+    ),
+    Mutant(
+        "bn: sums not centred",
+        BN_BACKWARD,
+        "device::to_float(r.x[i].v[e]) - mean[e], sums",
+        "device::to_float(r.x[i].v[e]), sums",
+    ),
+    Mutant(
+        "bn: last branch's sums not stored",
+        BN_BACKWARD,
+        "if (i > of.maps.count) break;",
+        "if (i >= of.maps.count) break;",
+    ),
+    Mutant(
+        "bn: a slice of the sums forgotten", BN_BACKWARD, "s < p.slices.count; ++s)", "s < p.slices.count - 1; ++s)"
+    ),
+    Mutant("bn: dx without the share of dbias", BN_BACKWARD, "-scale * (dbias - rounding", "-scale * (-rounding"),
+    Mutant("bn: dx without the share of dweight", BN_BACKWARD, "static_cast<float>(-scale * invstd * dweight)", "0.0f"),
+    Mutant("bn: dx in eval as in training", BN_BACKWARD, "p.training ? device::fma", "true ? device::fma"),
+    Mutant("bn: dx written where it is not wanted", BN_BACKWARD, "      if (!p.dx[i].at) continue;\n", ""),
+    Mutant("fold_sums: a slice forgotten", FOLD, "s < p.slices; ++s) sum", "s < p.slices - 1; ++s) sum"),
 )

@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 
 from effkern.ops._registry import OPS, checked_error
-from effkern.testing import DIRECT_LIMIT, UNIT, Sample, layouts
+from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, layouts, map_tensors, to_double
 from tests.gpu.host_library import NAMESPACE, load
 from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
+from tests.ops.test_every_op import gradients
 
 #: What must be there; an op that is lost would otherwise be skipped.
 OPS_ON_CUDA = {
-    "compact", "pq_conv2d", "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d",
-    "skip_basic_block", "skip_bottleneck", "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear",
-    "sliced_linear_ragged",
+    "compact", "conv2d_backward", "multi_branch_bn_add_relu", "multi_branch_bn_add_relu_backward", "pq_conv2d",
+    "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d", "skip_basic_block", "skip_bottleneck",
+    "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged",
 }  # fmt: skip
 #: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
 REFUSED = {"handle": "must be a 4-d weight on the GPU", "groups": "groups must be 1 on the GPU"}
@@ -109,6 +110,28 @@ def test_a_sample_does_not_depend_on_the_others(key):
     rows = torch.arange(sample.named_args()["x"].size(0)).flip(0)[:1]
     for y, alone in zip(outputs, as_tuple(call(sample, with_rows(sample, rows))), strict=True):
         assert same_bits(y.index_select(0, rows), alone)
+
+
+@pytest.mark.parametrize("key", [key for key in keys() if key.startswith("multi_branch_bn")])
+def test_gradients_of_batch_norms(key):
+    sample = every_sample()[key]
+    op = getattr(torch.ops, NAMESPACE).multi_branch_bn_add_relu_backward
+    xs, weight, bias, *_, training, _, _, relu = sample.args
+    y, mean, invstd, *_ = call(sample, sample.args)
+    incoming = torch.randn(y.shape, generator=torch.Generator().manual_seed(5))
+    needs = [True] * len(xs)
+    dxs, dweight, dbias = op(incoming, xs, weight, bias, mean, invstd, training, relu, needs)
+    got = [*dxs, *dweight.unbind(), *[dbias] * len(xs)]
+    want = gradients(sample.reference, sample, to_double(sample.args), (incoming,))
+    positive = map_tensors(lambda t: t.abs(), to_double(sample.args))
+    sizes = gradients(sample.magnitude, sample, positive, (incoming.abs(),))
+    for g, g64, size in zip(got, want, sizes, strict=True):
+        assert_within(g, g64, 4 * DIRECT_LIMIT * UNIT[torch.float32] * size, key)
+    assert all(dx.stride() == y.stride() for dx in dxs)
+    needs[-1] = False
+    fewer, *same = op(incoming, xs, weight, bias, mean, invstd, training, relu, needs)
+    assert fewer[-1].numel() == 0 and all(same_bits(a, b) for a, b in zip(fewer[:-1], dxs[:-1], strict=True))
+    assert all(same_bits(a, b) for a, b in zip(same, (dweight, dbias), strict=True))
 
 
 def test_arguments_that_do_not_fit_are_refused_by_name():

@@ -13,17 +13,28 @@ import pytest
 
 from tests.gpu.harness import FLAGS, MACHINE, WORKERS, compile_all, link
 from tests.gpu.mutants import (
+    ACT_GRAD,
+    BACKWARD,
+    BN_BACKWARD,
+    BN_FORWARD,
     CODES,
+    COLUMNS,
     COMPACT,
     DECODE,
     DEPTHWISE,
+    DEPTHWISE_WGRAD,
     DOTS,
+    FOLD,
     INDICES,
     LOOKUP,
     MUTANTS,
     SCHEDULE,
     STAGE,
     STAGE_MATH,
+    TRANSPOSE,
+    WGRAD,
+    WGRAD_LOADER,
+    WGRAD_MATH,
     Mutant,
 )
 from tests.native.package import CHECKOUT
@@ -40,6 +51,9 @@ TESTS = {  # of the others: CONV
     SCHEDULE: "test_schedule",
     STAGE: "test_stage",
     STAGE_MATH: "test_stage",
+    **dict.fromkeys((BN_FORWARD, BN_BACKWARD), "test_bn"),
+    **dict.fromkeys((ACT_GRAD, BACKWARD, FOLD, TRANSPOSE), "test_backward"),
+    **dict.fromkeys((COLUMNS, DEPTHWISE_WGRAD, WGRAD, WGRAD_LOADER, WGRAD_MATH), "test_wgrad_smoke"),
 }
 CONV = "test_conv_smoke"
 FAULTS = "race|in flight|out of bounds|forbidden|uninitialized|misaligned|divergence|deadlock|leak|limit"

@@ -18,6 +18,10 @@ EVERYTHING = (
     "test_decode",
     "test_dots",
     "test_stage",
+    "test_backward",
+    "test_wgrad",
+    "test_wgrad_smoke",
+    "test_bn",
     "test_conv",
     "test_conv_smoke",
 )

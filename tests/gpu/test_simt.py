@@ -17,6 +17,9 @@ SMOKE = (
     "test_decode",
     "test_dots",
     "test_stage",
+    "test_backward",
+    "test_wgrad_smoke",
+    "test_bn",
     "test_conv_smoke",
 )
 

@@ -32,7 +32,8 @@ Tensor empty_ints(int64_t size, const Tensor& like);
 // What an op returns, and what its kernel writes: the same where x is channels_last, else copied at the end.
 class Output {
  public:
-  Output(const Tensor& x, int64_t c, int64_t h, int64_t w);
+  // Of `type`, x's if none is given.
+  Output(const Tensor& x, int64_t c, int64_t h, int64_t w, std::optional<ScalarType> type = std::nullopt);
   Tensor& pixels() { return work_; }
   Tensor finish();
 

@@ -1,4 +1,5 @@
 #include "arguments.h"
+#include "rows.h"
 
 namespace effkern::device {
 
@@ -70,16 +71,31 @@ Tensor empty_ints(int64_t size, const Tensor& like) {
   return torch::stable::empty({&size, 1}, ScalarType::Int, std::nullopt, like.device());
 }
 
-Output::Output(const Tensor& x, int64_t c, int64_t h, int64_t w) {
+Output::Output(const Tensor& x, int64_t c, int64_t h, int64_t w, std::optional<ScalarType> type) {
   const int64_t n = x.size(0);
-  result_ = empty(layout_like(x, n, c, h, w), x.scalar_type(), x);
+  const ScalarType dtype = type.value_or(x.scalar_type());
+  result_ = empty(layout_like(x, n, c, h, w), dtype, x);
   same_ = c <= 1 || result_.stride(1) == 1 || result_.numel() == 0;
-  work_ = same_ ? result_ : empty({{n, c, h, w}, {h * w * c, 1, w * c, c}}, x.scalar_type(), x);
+  work_ = same_ ? result_ : empty({{n, c, h, w}, {h * w * c, 1, w * c, c}}, dtype, x);
 }
 
 Tensor Output::finish() {
   if (!same_) torch::stable::copy_(result_, work_);
   return result_;
+}
+
+int64_t pitch_of(const Tensor& t) {
+  return t.size(3) > 1 ? t.stride(3) : t.size(2) > 1 ? t.stride(2) : t.size(0) > 1 ? t.stride(0) : t.size(1);
+}
+
+Tensor as_rows(const Tensor& map, const Tensor& x, Arg arg) {
+  const Tensor here = pixels(map, x, arg);
+  const int64_t n = here.size(0), h = here.size(2), w = here.size(3), pitch = pitch_of(here);
+  const bool in_rows = (h <= 1 || here.stride(2) == w * pitch) && (n <= 1 || here.stride(0) == h * w * pitch);
+  if (here.numel() == 0 || in_rows) return here;
+  Output copy(here, here.size(1), h, w);  // contiguous() would take a map that was cut out of a larger one as it is
+  torch::stable::copy_(copy.pixels(), here);
+  return copy.pixels();
 }
 
 }  // namespace effkern::device

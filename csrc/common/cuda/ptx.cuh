@@ -182,6 +182,14 @@ __device__ __forceinline__ void load_matrix_x4(uint32_t (&to)[4], Shared<char> r
                : "r"(detail::shared_address(row.at))
                : "memory");
 }
+// The same of 16-bit elements with each matrix transposed: lane l gets elements 2 * (l % 4) and the next of column l
+// / 4.
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&to)[4], Shared<char> row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(detail::shared_address(row.at))
+               : "memory");
+}
 #define EFFKERN_MMA(name, shape, types)                                                                 \
   __device__ __forceinline__ void name(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
     asm volatile("mma.sync.aligned." shape ".row.col.f32." types                                        \
@@ -227,6 +235,8 @@ __device__ __forceinline__ T from_float(float value) {
   return narrow;
 }
 __device__ __forceinline__ float fma(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double fma(double a, double b, double c) { return ::fma(a, b, c); }
+__device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }
 __device__ __forceinline__ float exp(float x) { return expf(x); }
 __device__ __forceinline__ int popcount(uint32_t bits) { return __popc(bits); }
 

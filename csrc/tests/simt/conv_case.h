@@ -15,6 +15,7 @@
 #include "../../conv/conv_gpu_plan.h"
 #include "../../conv/conv_model.h"
 #include "../check.h"
+#include "array.h"
 #include "launch.h"
 
 namespace effkern::test::simt {
@@ -22,7 +23,6 @@ namespace effkern::test::simt {
 using conv::gpu::Act;
 using conv::gpu::Math;
 using conv::gpu::Part;
-using device::Global;
 
 enum class Values { Integers, Normal };
 
@@ -49,31 +49,6 @@ inline std::string text(const Case& c) {
                     " kernel ", c.kernel, " stride ", c.stride, " pad ", c.pad, " dilation ", c.dilation, " groups ",
                     c.groups);
 }
-
-// A typed array in device memory; nothing permitted until `put` or `output`.
-template <class T>
-class Array {
- public:
-  Array(const char* name, int64_t elements)
-      : memory_(std::make_unique<Memory>(name, static_cast<size_t>(elements) * sizeof(T), 0, sizeof(T))) {}
-  void put(int64_t i, T value) {
-    std::memcpy(memory_->data() + i * static_cast<int64_t>(sizeof(T)), &value, sizeof(T));
-    memory_->permit(static_cast<size_t>(i) * sizeof(T), sizeof(T), kReadable | kDefined);
-  }
-  void copy_values(const Array& from) { std::memcpy(memory_->data(), from.memory_->data(), memory_->size()); }
-  void output(int64_t i) { memory_->permit(static_cast<size_t>(i) * sizeof(T), sizeof(T), kWritable); }
-  T get(int64_t i) const {
-    T value;
-    std::memcpy(&value, memory_->data() + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
-    return value;
-  }
-  int stores(int64_t i) const { return memory_->stores(static_cast<size_t>(i) * sizeof(T)); }
-  void poison() { memory_->poison(); }
-  Global<T> global() const { return {reinterpret_cast<T*>(memory_->data()), memory_.get()}; }
-
- private:
-  std::unique_ptr<Memory> memory_;
-};
 
 template <class C>
 class Run {
@@ -336,11 +311,6 @@ class Run {
   std::optional<Array<Part>> part_list_;
   std::vector<Want> expected_;
 };
-
-inline int64_t& schedules_run() {
-  static int64_t runs = 0;
-  return runs;
-}
 
 // Runs the case under `seeds` schedules, each of them right in every element and free of faults.
 template <class C>

@@ -209,18 +209,41 @@ T shuffle_up(T value, int by, uint32_t mask = kAllLanes, Site site = Site::curre
 }
 
 // ---- tensor cores
-inline void load_matrix_x4(uint32_t (&to)[4], Shared<char> row, Site site = Site::current()) {
-  struct Lane {
-    uint32_t row[4], *to;
-  } mine{};
-  mine.to = to;
+namespace detail {
+struct MatrixLane {
+  uint32_t row[4], *to;
+};
+inline MatrixLane matrix_row(uint32_t (&to)[4], Shared<char> row, const Site& site) {
+  MatrixLane mine{{}, to};
   test::simt::maybe_preempt();
   self->block->shared->read(row.at, 16, mine.row, site);
   test::simt::count(Op::LoadMatrix, site, static_cast<uint64_t>(row.at), 16);
+  return mine;
+}
+}  // namespace detail
+
+inline void load_matrix_x4(uint32_t (&to)[4], Shared<char> row, Site site = Site::current()) {
+  using Lane = detail::MatrixLane;
+  Lane mine = detail::matrix_row(to, row, site);
   test::simt::collective(kAllLanes, site, &mine, false, [](const auto& lanes, uint32_t) {
     for (size_t lane = 0; lane < 32; ++lane)
       for (size_t matrix = 0; matrix < 4; ++matrix)
         static_cast<Lane*>(lanes[lane])->to[matrix] = static_cast<Lane*>(lanes[matrix * 8 + lane / 4])->row[lane % 4];
+  });
+}
+inline void load_matrix_x4_transposed(uint32_t (&to)[4], Shared<char> row, Site site = Site::current()) {
+  using Lane = detail::MatrixLane;
+  Lane mine = detail::matrix_row(to, row, site);
+  test::simt::collective(kAllLanes, site, &mine, false, [](const auto& lanes, uint32_t) {
+    for (size_t lane = 0; lane < 32; ++lane)
+      for (size_t matrix = 0; matrix < 4; ++matrix) {
+        uint32_t pair = 0;  // of rows 2 * (lane % 4) and the next, the element of column lane / 4
+        for (size_t half = 0; half < 2; ++half) {
+          const auto* row = static_cast<Lane*>(lanes[matrix * 8 + lane % 4 * 2 + half])->row;
+          pair |= (row[lane / 8] >> (lane / 4 % 2 * 16) & 0xffffu) << (half * 16);
+        }
+        static_cast<Lane*>(lanes[lane])->to[matrix] = pair;
+      }
   });
 }
 
@@ -269,6 +292,8 @@ T from_float(float value) {
     return value;
 }
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
+inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
+inline double sqrt(double x) { return std::sqrt(x); }
 inline float exp(float x) { return std::exp(x); }
 inline int popcount(uint32_t bits) { return std::popcount(bits); }
 

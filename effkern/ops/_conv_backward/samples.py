@@ -53,5 +53,10 @@ def samples(dtype: torch.dtype = torch.float32) -> Iterator[Sample]:
     yield sample(
         "slice_in_groups", normal(2, 6, 7, 7), normal(12, 5, 3, 3), groups=2, c_out=8, mode="within_group", act="relu"
     )
+    yield sample(
+        "slice_of_one_in_groups", normal(2, 3, 6, 7), normal(12, 4, 3, 3), pad=1, groups=3, c_out=3, mode="within_group"
+    )
+    yield sample("patches", normal(2, 3, 9, 8), normal(8, 3, 4, 4), stride=4)
+    yield sample("stride_2_shorter_than_its_taps", normal(1, 20, 9, 11), normal(70, 20, 5, 5), stride=2, pad=1, dil=2)
     yield sample("empty_batch", normal(0, 4, 6, 6), normal(8, 4, 3, 3), pad=1)
     yield sample("no_outputs", normal(2, 4, 6, 6), normal(0, 4, 3, 3), pad=1)

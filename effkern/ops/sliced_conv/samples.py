@@ -128,6 +128,10 @@ def _uniform(dtype: torch.dtype) -> Iterator[Sample]:
     yield sample("5x5", normal(1, 4, 8, 8), normal(6, 4, 5, 5), 5, pad=2)
     yield sample("depthwise", normal(2, 19, 8, 9), normal(24, 1, 3, 3), 19, pad=1, groups=24, epilogue=True)
     yield sample("prefix_groups", normal(2, 12, 6, 6), normal(24, 4, 3, 3), 18, pad=1, groups=4)
+    # Filters of one channel that do not lie one behind the other.
+    yield sample(
+        "within_group_of_one", normal(2, 3, 6, 6), normal(24, 4, 3, 3), 3, pad=1, groups=3, mode="within_group"
+    )
     yield sample("within_group", normal(2, 6, 6, 6), normal(24, 4, 3, 3), 9, pad=1, groups=3, mode="within_group")
     yield sample("one_channel", normal(2, 1, 5, 5), normal(1, 1, 3, 3), 1, pad=1)
     yield sample("one_pixel", normal(5, 30, 1, 1), normal(20, 30, 1, 1), 20)
