@@ -48,7 +48,7 @@ void skip_block(const char* op, Kind kind, const View& x, const View& keep, cons
 }
 
 Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                        const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
+                        const Tensor& b2, int64_t stride, const MaybeTensor& res, Text act, Text algo) {
   const View weights[] = {w1, w2}, biases[] = {b1, b2};
   std::optional<Tensor> y;
   skip_block("skip_basic_block", Kind::Basic, x, keep, weights, biases, stride, res, act, algo, into(y));
@@ -57,7 +57,7 @@ Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, c
 
 Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                        const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
-                       std::string act, std::string algo) {
+                       Text act, Text algo) {
   const View weights[] = {w1, w2, w3}, biases[] = {b1, b2, b3};
   std::optional<Tensor> y;
   skip_block("skip_bottleneck", Kind::Bottleneck, x, keep, weights, biases, stride, res, act, algo, into(y));
@@ -145,7 +145,7 @@ void Stage::run(const View& x, const KeepMask& mask, const Make& make) const {
 }
 
 Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                  std::string kind, std::string act, std::string algo) {
+                  Text kind, Text act, Text algo) {
   constexpr const char* op = Stage::kOp;
   const Activation in = activation(x, {op, "x"});
   const KeepMask mask(keep, 2, {op, "keep"});

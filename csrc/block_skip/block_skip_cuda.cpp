@@ -158,13 +158,13 @@ Tensor skip_block(const Arguments& a) {
 }
 
 Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
-                        const Tensor& b2, int64_t stride, const MaybeTensor& res, std::string act, std::string algo) {
+                        const Tensor& b2, int64_t stride, const MaybeTensor& res, Text act, Text algo) {
   return skip_block({"skip_basic_block", x, keep, {w1, w2}, {b1, b2}, stride, res, act, algo});
 }
 
 Tensor skip_bottleneck(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                        const Tensor& b2, const Tensor& w3, const Tensor& b3, int64_t stride, const MaybeTensor& res,
-                       std::string act, std::string algo) {
+                       Text act, Text algo) {
   return skip_block({"skip_bottleneck", x, keep, {w1, w2, w3}, {b1, b2, b3}, stride, res, act, algo});
 }
 
@@ -204,7 +204,7 @@ Tensor in_a_row(const Tensor& weight) {
 // A stage of CIFAR's size: the map of a sample stays in shared memory through all blocks. Elsewhere a stage is its
 // blocks, one after the other, with the same results.
 Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weights, std::vector<Tensor> biases,
-                  std::string kind, std::string act, std::string algo) {
+                  Text kind, Text act, Text algo) {
   constexpr const char* op = "skip_stage";
   const device::Scope scope(x, {op, "x"});
   Tensor in = device::pixels(x, x, {op, "x"});

@@ -38,8 +38,7 @@ Tensor scratch_like(const Tensor& gy) {
 
 Grads conv2d_backward(const Tensor& gy, const MaybeTensor& y, const Tensor& x, const Tensor& weight,
                       std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                      int64_t groups, std::string group_mode, std::string act, std::string algo,
-                      std::vector<bool> needs) {
+                      int64_t groups, Text group_mode, Text act, Text algo, std::vector<bool> needs) {
   const conv::Activation in = activation(x, {kOp, "x"});
   const ScalarType dtype = x.scalar_type();
   EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(weight), kOp, ": weight must be 4-d, got a handle");

@@ -206,8 +206,7 @@ void check_shape(const Tensor& t, const Tensor& x, int64_t c_out, const int64_t 
 
 Grads conv2d_backward(const Tensor& gy, const MaybeTensor& y, const Tensor& x, const Tensor& weight,
                       std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                      int64_t groups, std::string group_mode, std::string act, std::string algo,
-                      std::vector<bool> needs) {
+                      int64_t groups, Text group_mode, Text act, Text algo, std::vector<bool> needs) {
   const device::Scope scope(x, {kOp, "x"});
   const Tensor in = device::pixels(x, x, {kOp, "x"});
   device::check_here(weight, x, {kOp, "weight"});

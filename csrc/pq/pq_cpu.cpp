@@ -56,8 +56,7 @@ void run_layer(conv::Problem& problem, const CodedTensor& coded, const float* sc
 
 Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, const MaybeTensor& scale,
                  const MaybeTensor& bias, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                 std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, std::string act,
-                 std::string algo) {
+                 std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text act, Text algo) {
   constexpr const char* kOp = "pq_conv2d";
   const conv::Activation in = activation(x, {kOp, "x"});
   EFFKERN_CHECK_VALUE(kernel_size.size() == 2, kOp, ": kernel_size must have 2 values, got ", kernel_size.size());
@@ -110,7 +109,7 @@ conv::Activation matrix_of(const Tensor& t, DType dtype, int64_t columns) {
 }
 
 Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, const MaybeTensor& scale,
-                 const MaybeTensor& bias, std::string act, std::string algo) {
+                 const MaybeTensor& bias, Text act, Text algo) {
   constexpr const char* kOp = "pq_linear";
   check_cpu(x, {kOp, "x"});
   const DType dtype = float_dtype(x, {kOp, "x"});

@@ -127,8 +127,7 @@ struct Layer {
 
 Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, const MaybeTensor& scale,
                  const MaybeTensor& bias, std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
-                 std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, std::string act,
-                 std::string algo) {
+                 std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text act, Text algo) {
   constexpr const char* op = "pq_conv2d";
   const device::Scope scope(x, {op, "x"});
   const Tensor in = device::pixels(x, x, {op, "x"});
@@ -150,7 +149,7 @@ Tensor pq_conv2d(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
 }
 
 Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, const MaybeTensor& scale,
-                 const MaybeTensor& bias, std::string act, std::string algo) {
+                 const MaybeTensor& bias, Text act, Text algo) {
   constexpr const char* op = "pq_linear";
   const device::Scope scope(x, {op, "x"});
   device::check_here(x, x, {op, "x"});

@@ -91,7 +91,7 @@ void check_offsets(const Index& offsets, int64_t count, const char* op) {
 }
 
 Tensor pq_embedding_bag(const Tensor& idx, const Tensor& codes, const Tensor& codebook, const Tensor& offsets,
-                        const MaybeTensor& scale, std::string mode, const MaybeTensor& per_sample_weights,
+                        const MaybeTensor& scale, Text mode, const MaybeTensor& per_sample_weights,
                         std::optional<int64_t> padding_idx) {
   constexpr const char* kOp = "pq_embedding_bag";
   EFFKERN_CHECK_VALUE(idx.dim() == 1 && offsets.dim() == 1, kOp, ": idx and offsets must be 1-d, got shapes ",

@@ -91,7 +91,7 @@ Tensor pq_embedding(const Tensor& idx, const Tensor& codes, const Tensor& codebo
 }
 
 Tensor pq_embedding_bag(const Tensor& idx, const Tensor& codes, const Tensor& codebook, const Tensor& offsets,
-                        const MaybeTensor& scale, std::string mode, const MaybeTensor& per_sample_weights,
+                        const MaybeTensor& scale, Text mode, const MaybeTensor& per_sample_weights,
                         std::optional<int64_t> padding_idx) {
   constexpr const char* op = "pq_embedding_bag";
   EFFKERN_CHECK_VALUE(idx.dim() == 1 && offsets.dim() == 1, op, ": idx and offsets must be 1-d, got shapes ",

@@ -275,7 +275,7 @@ struct Free {
 };
 
 std::vector<Tensor> rep_conv2d_chain(const Tensor& x, std::vector<Tensor> others, std::vector<Tensor> handles,
-                                     std::string steps, std::vector<int64_t> outputs) {
+                                     Text steps, std::vector<int64_t> outputs) {
   const std::vector<ConvStep> chain = read_steps(steps);
   std::vector<conv::Activation> values;
   values.reserve(1 + others.size() + chain.size());

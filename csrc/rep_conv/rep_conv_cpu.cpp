@@ -53,8 +53,8 @@ void convolve(const View& x, const View& weight, const PackedWeight::Dims& dims,
 }
 
 Tensor rep_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, std::vector<int64_t> stride,
-                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, std::string act,
-                  const MaybeTensor& residual, std::string algo) {
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text act,
+                  const MaybeTensor& residual, Text algo) {
   constexpr const char* op = "rep_conv2d";
   float_dtype(x, {op, "x"});
   const ScalarType dtype = x.scalar_type();
@@ -82,7 +82,7 @@ void convolve_packed(const View& x, const View& handle, int64_t out_channels, co
 
 Tensor rep_conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
                          std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                         int64_t groups, std::string act, const MaybeTensor& residual, std::string algo) {
+                         int64_t groups, Text act, const MaybeTensor& residual, Text algo) {
   constexpr const char* op = "rep_conv2d_packed";
   EFFKERN_CHECK_VALUE(kernel_size.size() == 2, op, ": kernel_size must have 2 entries, got ", kernel_size.size());
   std::optional<Tensor> y;
@@ -91,7 +91,7 @@ Tensor rep_conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_chan
   return *y;
 }
 
-Tensor pack_conv_weight(const Tensor& weight, const MaybeTensor& bias, int64_t groups, std::string algo) {
+Tensor pack_conv_weight(const Tensor& weight, const MaybeTensor& bias, int64_t groups, Text algo) {
   constexpr const char* op = "pack_conv_weight";
   const bool winograd = algo == "winograd";
   EFFKERN_CHECK_VALUE(winograd || algo == "auto" || algo == "direct", op,

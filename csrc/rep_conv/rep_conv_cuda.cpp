@@ -8,8 +8,8 @@ namespace effkern::rep_conv {
 namespace {
 
 Tensor rep_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, std::vector<int64_t> stride,
-                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, std::string act,
-                  const MaybeTensor& residual, std::string algo) {
+                  std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text act,
+                  const MaybeTensor& residual, Text algo) {
   constexpr const char* op = "rep_conv2d";
   const device::Scope scope(x, {op, "x"});
   const Tensor in = device::pixels(x, x, {op, "x"});

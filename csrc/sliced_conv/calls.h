@@ -38,15 +38,15 @@ struct RaggedArguments {
 template <Tensor (*kRun)(const UniformArguments&)>
 Tensor uniform_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t c_out,
                       std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                      int64_t groups, std::string group_mode, const MaybeTensor& scale, const MaybeTensor& shift,
-                      std::string act, std::string algo) {
+                      int64_t groups, Text group_mode, const MaybeTensor& scale, const MaybeTensor& shift, Text act,
+                      Text algo) {
   const WidthNames names{"sliced_conv2d", "x's channels", "c_out"};
   return kRun({names, x, weight, bias, c_out, stride, padding, dilation, groups, group_mode, scale, shift, act, algo});
 }
 
 template <Tensor (*kRun)(const UniformArguments&)>
 Tensor uniform_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, int64_t out_features,
-                      const MaybeTensor& scale, const MaybeTensor& shift, std::string act, std::string algo) {
+                      const MaybeTensor& scale, const MaybeTensor& shift, Text act, Text algo) {
   const char* op = "sliced_linear";
   const WidthNames names{op, "x's features", "out_features"};
   const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});
@@ -58,9 +58,9 @@ Tensor uniform_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& 
 template <Tensor (*kRun)(const RaggedArguments&)>
 Tensor ragged_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in,
                      const Tensor& c_out, int64_t c_out_max, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                     std::vector<int64_t> dilation, int64_t groups, std::string group_mode,
-                     const MaybeTensor& scale_table, const MaybeTensor& shift_table, const MaybeTensor& width_idx,
-                     std::string act, std::string algo, bool zero_tail) {
+                     std::vector<int64_t> dilation, int64_t groups, Text group_mode, const MaybeTensor& scale_table,
+                     const MaybeTensor& shift_table, const MaybeTensor& width_idx, Text act, Text algo,
+                     bool zero_tail) {
   return kRun({"sliced_conv2d_ragged", x, weight, bias, c_in, c_out, c_out_max, stride, padding, dilation, groups,
                group_mode, scale_table, shift_table, width_idx, act, algo, zero_tail});
 }
@@ -68,7 +68,7 @@ Tensor ragged_conv2d(const Tensor& x, const Tensor& weight, const MaybeTensor& b
 template <Tensor (*kRun)(const RaggedArguments&)>
 Tensor ragged_linear(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Tensor& c_in,
                      const Tensor& c_out, int64_t c_out_max, const MaybeTensor& scale_table,
-                     const MaybeTensor& shift_table, const MaybeTensor& width_idx, std::string act, std::string algo,
+                     const MaybeTensor& shift_table, const MaybeTensor& width_idx, Text act, Text algo,
                      bool zero_tail) {
   const char* op = "sliced_linear_ragged";
   const Tensor maps = as_map(x, {op, "x"}), kernel = as_map(weight, {op, "weight"});

@@ -119,9 +119,8 @@ Tensor run(const Arguments& a) {
 
 Tensor dw_pw(const Tensor& x, const Tensor& dw_weight, const MaybeTensor& dw_bias, const Tensor& pw_weight,
              const MaybeTensor& pw_bias, int64_t c_out, std::vector<int64_t> stride, std::vector<int64_t> padding,
-             std::vector<int64_t> dilation, const MaybeTensor& dw_scale, const MaybeTensor& dw_shift,
-             std::string dw_act, const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& residual,
-             std::string act, std::string algo) {
+             std::vector<int64_t> dilation, const MaybeTensor& dw_scale, const MaybeTensor& dw_shift, Text dw_act,
+             const MaybeTensor& scale, const MaybeTensor& shift, const MaybeTensor& residual, Text act, Text algo) {
   const char* op = "sliced_dw_pw";
   EFFKERN_CHECK_VALUE(!PackedWeight::is_handle(dw_weight) && !PackedWeight::is_handle(pw_weight), op,
                       ": a weight is a handle; call sliced_dw_pw_packed");
@@ -144,8 +143,8 @@ Tensor dw_pw(const Tensor& x, const Tensor& dw_weight, const MaybeTensor& dw_bia
 Tensor dw_pw_packed(const Tensor& x, const Tensor& dw_handle, const Tensor& pw_handle, int64_t channels,
                     std::vector<int64_t> kernel_size, int64_t out_channels, int64_t c_out, std::vector<int64_t> stride,
                     std::vector<int64_t> padding, std::vector<int64_t> dilation, const MaybeTensor& dw_scale,
-                    const MaybeTensor& dw_shift, std::string dw_act, const MaybeTensor& scale, const MaybeTensor& shift,
-                    const MaybeTensor& residual, std::string act, std::string algo) {
+                    const MaybeTensor& dw_shift, Text dw_act, const MaybeTensor& scale, const MaybeTensor& shift,
+                    const MaybeTensor& residual, Text act, Text algo) {
   const char* op = "sliced_dw_pw_packed";
   const MaybeTensor none;
   check_handle(dw_handle, channels, kernel_size, channels, op);

@@ -59,10 +59,9 @@ void store_table(const std::vector<double>& sums, int64_t channels, const int32_
 
 Grads ragged_backward(const Tensor& grad, const Tensor& y, const Tensor& x, const Tensor& weight,
                       const MaybeTensor& bias, const Tensor& c_in, const Tensor& c_out, std::vector<int64_t> stride,
-                      std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                      std::string group_mode, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
-                      const MaybeTensor& width_idx, std::string act_name, std::string algo_name,
-                      std::vector<bool> needs) {
+                      std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text group_mode,
+                      const MaybeTensor& scale_table, const MaybeTensor& shift_table, const MaybeTensor& width_idx,
+                      Text act_name, Text algo_name, std::vector<bool> needs) {
   const conv::Activation in = activation(x, {kOp, "x"}), gy = activation(grad, {kOp, "grad"});
   const conv::Activation out = activation(y, {kOp, "y"});
   const ScalarType dtype = x.scalar_type();

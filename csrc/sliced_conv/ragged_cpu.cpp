@@ -72,9 +72,9 @@ Tensor run_weight(const RaggedArguments& a) {
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
                      const Tensor& c_in, const Tensor& c_out, int64_t c_out_max, std::vector<int64_t> stride,
-                     std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
-                     std::string group_mode, const MaybeTensor& scale_table, const MaybeTensor& shift_table,
-                     const MaybeTensor& width_idx, std::string act, std::string algo, bool zero_tail) {
+                     std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups, Text group_mode,
+                     const MaybeTensor& scale_table, const MaybeTensor& shift_table, const MaybeTensor& width_idx,
+                     Text act, Text algo, bool zero_tail) {
   const char* op = "sliced_conv2d_ragged_packed";
   check_handle(handle, out_channels, kernel_size, groups, op);
   return run({op, x, handle, std::nullopt, c_in, c_out, c_out_max, stride, padding, dilation, groups, group_mode,

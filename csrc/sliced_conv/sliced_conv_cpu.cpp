@@ -58,8 +58,8 @@ Tensor run_weight(const UniformArguments& a) {
 
 Tensor conv2d_packed(const Tensor& x, const Tensor& handle, int64_t out_channels, std::vector<int64_t> kernel_size,
                      int64_t c_out, std::vector<int64_t> stride, std::vector<int64_t> padding,
-                     std::vector<int64_t> dilation, int64_t groups, std::string group_mode, const MaybeTensor& scale,
-                     const MaybeTensor& shift, std::string act, std::string algo) {
+                     std::vector<int64_t> dilation, int64_t groups, Text group_mode, const MaybeTensor& scale,
+                     const MaybeTensor& shift, Text act, Text algo) {
   const char* op = "sliced_conv2d_packed";
   check_handle(handle, out_channels, kernel_size, groups, op);
   return run({{op, "x's channels", "c_out"},

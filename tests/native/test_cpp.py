@@ -26,7 +26,7 @@ def build(folder: Path, sanitizers: str, tests: str) -> Path:
         *(p for p in csrc.glob("conv/*.cpp") if not p.stem.endswith("_cuda")),
         *(csrc / name for name in PLAIN),
     ]
-    sources += [path for path in csrc.glob("conv_backward/*.cpp") if not path.stem.endswith("_cpu")]
+    sources += [path for path in csrc.glob("conv_backward/*.cpp") if not path.stem.endswith(("_cpu", "_cuda"))]
     sources += [path for name in PLAIN_PQ for path in csrc.glob(f"pq/{name}.cpp")]
     sources += [path for name in PLAIN_BN for path in csrc.glob(f"multi_branch_bn/{name}.cpp")]
     flags = (*FLAGS, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all")
