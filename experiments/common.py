@@ -168,7 +168,7 @@ def _run(experiment: Experiment, context: Context, options: argparse.Namespace) 
         return 0
     for piece in [] if options.render else wanted:
         # As it would be read back.
-        settings = json.loads(json.dumps({"images": context.images, "settings": piece.settings}))
+        settings = json.loads(json.dumps({"images": context.images.partition(":")[0], "settings": piece.settings}))
         found = kept.get(piece.name)
         if found is not None and found["settings"] == settings:
             continue
@@ -193,7 +193,8 @@ def _write(experiment: Experiment, context: Context, results: dict[str, Any]) ->
         write_atomically(context.out / name, picture)
     hours = sum(piece["seconds"] for piece in results["pieces"].values()) / 3600
     places = sorted({f"{p['machine']['cpu']}, {p['machine']['cores']} cores" for p in results["pieces"].values()})
-    foot = f"{hours:.1f} hours in all, on {'; '.join(places) or 'no machine yet'}."
+    images = " and ".join(sorted({piece["settings"]["images"] for piece in results["pieces"].values()}))
+    foot = f"Images: {images or 'none yet'}. {hours:.1f} hours in all, on {'; '.join(places) or 'no machine yet'}."
     if context.quick:
         foot += " A smoke test on tiny networks: its numbers mean nothing."
     page = f"# {experiment.title}\n\n{BEGIN}\n\n{text.strip()}\n\n{foot}\n\n{END}\n"
