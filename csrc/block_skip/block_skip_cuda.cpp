@@ -268,17 +268,14 @@ Tensor skip_stage(const Tensor& x, const Tensor& keep, std::vector<Tensor> weigh
   for (const Conv& conv : all) dense.push_back(in_a_row(conv.weight)), vectors.push_back(*conv.bias);
   for (int64_t first = 0; first < blocks; first += kStageBlocks) {
     const int64_t count = std::min<int64_t>(kStageBlocks, blocks - first);
-    const auto go = [&]<class T>(T) {
+    device::in_type(dtype, [&]<class T>(T) {
       Stage<T> p = stage_of<T>(scope, in, y.pixels(), mask, is_soft(keep), dense, vectors, first, count);
       p.low = low, p.high = high;
-      return p;
-    };
-    if (dtype == ScalarType::Half)
-      run(go(device::F16{}), scope.stream());
-    else if (dtype == ScalarType::BFloat16)
-      run(go(device::BF16{}), scope.stream());
-    else
-      run(go(float{}), conv::gpu::tf32() ? Math::TF32 : Math::F32, scope.stream());
+      if constexpr (std::is_same_v<T, float>)
+        run(p, conv::gpu::tf32() ? Math::TF32 : Math::F32, scope.stream());
+      else
+        run(p, scope.stream());
+    });
     in = y.pixels();
   }
   return y.finish();

@@ -2,6 +2,7 @@
 // order of the convolution (conv_math.cuh), tap by tap and channel by channel, so either gives the same bits.
 #pragma once
 
+#include "../conv/fragments.cuh"
 #include "stage_gpu.h"
 
 namespace effkern::block_skip {
@@ -70,14 +71,7 @@ class StageTensorCore {
           for (int r = 0; r < 4; ++r) pixels[r] = device::round_tf32(pixels[r]);
         }
 #pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          if constexpr (kMath == Math::F16)
-            device::mma_f16(sums_[i][j], pixels, weights[j]);
-          else if constexpr (kMath == Math::BF16)
-            device::mma_bf16(sums_[i][j], pixels, weights[j]);
-          else
-            device::mma_tf32(sums_[i][j], pixels, weights[j]);
-        }
+        for (int j = 0; j < kN; ++j) conv::gpu::multiply_fragment<kMath>(sums_[i][j], pixels, weights[j]);
       }
     }
   }

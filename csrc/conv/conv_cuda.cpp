@@ -116,21 +116,15 @@ bool tf32() {
 }
 
 void run(const device::Scope& scope, const Question& q) {
-  const ScalarType type = q.x.scalar_type();
-  if (type == ScalarType::Half       ? ran_depthwise<device::F16>(scope, q)
-      : type == ScalarType::BFloat16 ? ran_depthwise<device::BF16>(scope, q)
-                                     : ran_depthwise<float>(scope, q))
-    return;
-  EFFKERN_CHECK_VALUE(!q.c_in, q.op,
-                      ": this kernel, stride or dilation is too large on the GPU where widths differ by sample");
-  switch (type) {
-    case ScalarType::Half:
-      return run(problem<device::F16>(scope, q), scope.stream());
-    case ScalarType::BFloat16:
-      return run(problem<device::BF16>(scope, q), scope.stream());
-    default:
-      return run(problem<float>(scope, q), tf32() ? Math::TF32 : Math::F32, scope.stream());
-  }
+  device::in_type(q.x.scalar_type(), [&]<class T>(T) {
+    if (ran_depthwise<T>(scope, q)) return;
+    EFFKERN_CHECK_VALUE(!q.c_in, q.op,
+                        ": this kernel, stride or dilation is too large on the GPU where widths differ by sample");
+    if constexpr (std::is_same_v<T, float>)
+      run(problem<T>(scope, q), tf32() ? Math::TF32 : Math::F32, scope.stream());
+    else
+      run(problem<T>(scope, q), scope.stream());
+  });
 }
 
 }  // namespace effkern::conv::gpu

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "conv_loader.cuh"
+#include "fragments.cuh"
 
 namespace effkern::conv::gpu {
 
@@ -50,14 +51,7 @@ class TensorCore {
 #pragma unroll
       for (int i = 0; i < kM; ++i)
 #pragma unroll
-        for (int j = 0; j < kN; ++j) {
-          if constexpr (C::kMath == Math::F16)
-            device::mma_f16(sums_[i][j], a[i], b[j]);
-          else if constexpr (C::kMath == Math::BF16)
-            device::mma_bf16(sums_[i][j], a[i], b[j]);
-          else
-            device::mma_tf32(sums_[i][j], a[i], b[j]);
-        }
+        for (int j = 0; j < kN; ++j) multiply_fragment<C::kMath>(sums_[i][j], a[i], b[j]);
     }
   }
 

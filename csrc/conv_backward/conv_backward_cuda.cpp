@@ -257,20 +257,10 @@ Grads conv2d_backward(const Tensor& gy, const MaybeTensor& y, const Tensor& x, c
   if (g.numel() == 0) {
     torch::stable::zero_(gb);
   } else {
-    const auto go = [&]<class T>(T) {
+    device::in_type(math, [&]<class T>(T) {
       gradients<T>(scope, c, g, masked ? &out : nullptr, act == "relu6", gx ? &gx->pixels() : nullptr,
                    needs[1] ? &gw : nullptr, needs[2] ? &gb : nullptr, gz ? &gz->pixels() : nullptr);
-    };
-    switch (math) {
-      case ScalarType::Half:
-        go(device::F16{});
-        break;
-      case ScalarType::BFloat16:
-        go(device::BF16{});
-        break;
-      default:
-        go(float{});
-    }
+    });
   }
   const auto as = [](const Tensor& t, ScalarType type) {
     return t.scalar_type() == type ? t : torch::stable::to(t, type);

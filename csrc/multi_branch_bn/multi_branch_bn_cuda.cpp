@@ -78,18 +78,6 @@ struct Arguments {
     }
     return found;
   }
-
-  template <class F>
-  void in_type(const F& go) const {
-    switch (x.scalar_type()) {
-      case ScalarType::Half:
-        return go(device::F16{});
-      case ScalarType::BFloat16:
-        return go(device::BF16{});
-      default:
-        return go(float{});
-    }
-  }
 };
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensors xs, Tensors weight, Tensors bias,
@@ -124,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(Tensors xs, Tensors w
   f.mean = scope.of<double>(mean), f.invstd = scope.of<double>(invstd);
   if (rows > 0) f.new_mean = scope.of<float>(new_mean), f.new_var = scope.of<float>(new_var);
   f.scale = scope.of<float>(scale), f.shift = scope.of<float>(shift);
-  a.in_type([&]<class T>(T) {
+  device::in_type(a.x.scalar_type(), [&]<class T>(T) {
     Apply<T> apply{};
     apply.maps = a.branches<T>(scope);
     f.slices = apply.maps.slices;
@@ -174,7 +162,7 @@ std::tuple<Tensors, Tensor, Tensor> backward(const Tensor& grad, Tensors xs, Ten
                slope = empty_table(a.count, a.channels, ScalarType::Float, a.x),
                offset = empty_table(a.count, a.channels, ScalarType::Float, a.x);
   if (a.channels > 0)
-    a.in_type([&]<class T>(T) {
+    device::in_type(a.x.scalar_type(), [&]<class T>(T) {
       Gradient<T> of{};
       of.maps = a.branches<T>(scope);
       of.grad = device::rows<const T>(scope, incoming);

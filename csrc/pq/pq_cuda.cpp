@@ -12,21 +12,10 @@
 namespace effkern::pq {
 namespace {
 
-// Calls f with a zero of the storage type.
-template <class F>
-void with_type(ScalarType type, const F& f) {
-  if (type == ScalarType::Half)
-    f(device::F16{});
-  else if (type == ScalarType::BFloat16)
-    f(device::BF16{});
-  else
-    f(float{});
-}
-
 // y: rows of `taps` times `channels` numbers, dense.
 void decode_into(const device::Scope& scope, const Coded& weight, const MaybeTensor& scale, int64_t taps,
                  int64_t channels, const Tensor& y) {
-  with_type(y.scalar_type(), [&]<class T>(T) {
+  device::in_type(y.scalar_type(), [&]<class T>(T) {
     Decoding<T> p{};
     p.codes = weight.as_codes(scope);
     p.book = scope.of<const T>(weight.book);
@@ -107,7 +96,7 @@ struct Layer {
   bool ran_dots(const device::Scope& scope, const Tensor& in, const Tensor& y) const {
     if (weight.stages > 1 || weight.book_per_position || in.size(1) != weight.positions * weight.d) return false;
     bool ran = false;
-    with_type(x.scalar_type(), [&]<class T>(T) {
+    device::in_type(x.scalar_type(), [&]<class T>(T) {
       Dots<T> p{};
       p.codes = weight.as_codes(scope);
       p.book = scope.of<const T>(weight.book);

@@ -65,20 +65,10 @@ Tensor run(const Arguments& a, const std::vector<int64_t>& bags) {
   size.push_back(a.codes.size(1) * a.codebook.size(2));
   Tensor y = torch::stable::empty({size.data(), size.size()}, dtype, std::nullopt, a.codebook.device());
   Tensor idx = a.idx, offsets = a.offsets != nullptr ? *a.offsets : a.idx;
-  const auto go = [&]<class T>(T) {
+  device::in_type(dtype, [&]<class T>(T) {
     const Lookup<T> p = lookup_of<T>(scope, a, idx, offsets, table, scale, weights, y);
     if (y.numel() > 0) pq::run(p, scope.stream());
-  };
-  switch (dtype) {
-    case ScalarType::Half:
-      go(device::F16{});
-      break;
-    case ScalarType::BFloat16:
-      go(device::BF16{});
-      break;
-    default:
-      go(float{});
-  }
+  });
   return y;
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,16 @@ from .augment import shift_and_flip
 from .feed import BatchFeed
 
 __all__ = ["Dataset", "Split"]
+
+
+def one_pass(count: int, batch_size: int, generator: torch.Generator | None, augment: bool = False) -> Sequence[Tensor]:
+    """Indices of every batch of a pass, as :meth:`Dataset.batches` describes it."""
+    if augment and generator is None:
+        raise ValueError("augment: needs a generator, got None")
+    if generator is None:
+        return torch.arange(count).split(batch_size) if count else ()
+    order = torch.randperm(count, generator=generator)
+    return order[: count - count % batch_size].split(batch_size) if count >= batch_size else (order,)
 
 
 @dataclass(frozen=True)
@@ -101,16 +111,7 @@ class Dataset:
         Raises:
             ValueError: if ``augment`` comes without a generator.
         """
-        if augment and generator is None:
-            raise ValueError("augment: needs a generator, got None")
-        count = len(split)
-        if generator is None:
-            for begin in range(0, count, batch_size):
-                part = split[begin : begin + batch_size]
-                yield self.normalize(part.images), part.labels
-            return
-        order = torch.randperm(count, generator=generator)
-        for chosen in order[: count - count % batch_size].split(batch_size) if count >= batch_size else [order]:
+        for chosen in one_pass(len(split), batch_size, generator, augment):
             images = split.images[chosen]
             if augment:
                 images = shift_and_flip(images, shift, self.flip, generator)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, Split
+from .dataset import Dataset, Split, one_pass
 from .decoders import Decoders, ImageOptions
 from .feed import BatchFeed
 from .idx import DataError
@@ -72,12 +72,7 @@ class ImageFolder(Dataset):
         shift: int = 0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """As :meth:`Dataset.batches`; the next batch is decoded while one is looked at."""
-        if augment and generator is None:
-            raise ValueError("augment: needs a generator, got None")
-        count, files = len(split), _files(split)
-        order = torch.arange(count) if generator is None else torch.randperm(count, generator=generator)
-        if generator is not None and count >= batch_size:
-            order = order[: count - count % batch_size]
+        files = _files(split)
 
         def begin(chosen: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
             part = files[chosen]
@@ -85,7 +80,7 @@ class ImageFolder(Dataset):
             return self.decoders.submit(part.paths, self.options, seeds), part.labels
 
         waiting = None
-        for chosen in order.split(batch_size):
+        for chosen in one_pass(len(split), batch_size, generator, augment):
             following = begin(chosen)
             if waiting is not None:
                 yield self.normalize(waiting[0]()), waiting[1]

@@ -10,6 +10,17 @@
 
 namespace effkern::device {
 
+// Calls f with a zero of the type kernels hold it in: 16 bits or float.
+template <class F>
+void in_type(ScalarType type, const F& f) {
+  if (type == ScalarType::Half)
+    f(F16{});
+  else if (type == ScalarType::BFloat16)
+    f(BF16{});
+  else
+    f(float{});
+}
+
 // TypeError unless the tensor is on the GPU, ValueError unless it is x's and has memory.
 void check_here(const Tensor& tensor, const Tensor& x, Arg arg);
 

@@ -17,6 +17,7 @@
 #include "../check.h"
 #include "array.h"
 #include "launch.h"
+#include "schedules.h"
 
 namespace effkern::test::simt {
 
@@ -316,17 +317,9 @@ class Run {
 template <class C>
 void holds(const Case& c, int seeds = kSchedules, uint32_t first = 0) {
   Run<C> run(c, 1 + first);
-  for (uint32_t seed = first; seed < first + static_cast<uint32_t>(seeds); ++seed) {
-    truncate_products = c.values == Values::Normal && seed % 2 == 1;
-    const Report report = run.run(seed);
-    ++schedules_run();
-    EXPECT(report.ok(), text(c), ": ", report.what);
-    if (!report.ok()) break;
-    const std::string wrong = run.compare();
-    EXPECT(wrong.empty(), text(c), " seed ", seed, ": ", wrong);
-    if (!wrong.empty()) break;
-  }
-  truncate_products = false;
+  holds_under_schedules(
+      text(c), c.values == Values::Normal, first, seeds, [&](uint32_t seed) { return run.run(seed); },
+      [&] { return run.compare(); });
 }
 
 }  // namespace effkern::test::simt

@@ -178,14 +178,8 @@ class DepthwiseRun {
 template <class T>
 void depthwise_holds(const Shape& s, int seeds = kSchedules) {
   DepthwiseRun<T> run(s, 3);
-  for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
-    const Report report = run.run(seed);
-    ++schedules_run();
-    EXPECT(report.ok(), name(s), ": ", report.what);
-    const std::string wrong = report.ok() ? run.compare() : "";
-    EXPECT(wrong.empty(), name(s), " seed ", seed, ": ", wrong);
-    if (!report.ok() || !wrong.empty()) break;
-  }
+  holds_under_schedules(
+      name(s), false, 0, seeds, [&](uint32_t seed) { return run.run(seed); }, [&] { return run.compare(); });
 }
 
 template <class T>

@@ -14,6 +14,7 @@
 #include "../check.h"
 #include "array.h"
 #include "launch.h"
+#include "schedules.h"
 
 namespace effkern::test::simt {
 
@@ -87,7 +88,6 @@ class WgradRun {
     Launch launch{.grid = grid, .threads = threads, .shared = static_cast<size_t>(shared), .seed = seed};
     launch.granule = sizeof(T), launch.counters = counters, launch.resident = seed % 5 == 4 ? 2 : 1;
     const Wgrad<T> p = problem();
-    ++schedules_run();
     return simt::run(launch, [&] { kernel(p); });
   }
 
@@ -149,24 +149,12 @@ Report run_gemm(GemmRun<C>& run, uint32_t seed, bool counters = false) {
   return run.run(grid, C::kThreads, C::kShared, seed, counters, [](const auto& p) { conv::gpu::wgrad_kernel<C>(p); });
 }
 
-template <class R, class Go>
-void holds_under_schedules(R& run, const WgradCase& c, int seeds, const Go& go) {
-  for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
-    truncate_products = c.normal && seed % 2 == 1;
-    const Report report = go(seed);
-    EXPECT(report.ok(), text(c), ": ", report.what);
-    if (!report.ok()) break;
-    const std::string wrong = run.compare();
-    EXPECT(wrong.empty(), text(c), " seed ", seed, ": ", wrong);
-    if (!wrong.empty()) break;
-  }
-  truncate_products = false;
-}
-
 template <class C>
 void wgrad_holds(const WgradCase& c, int seeds = kSchedules) {
   GemmRun<C> run(c, C::kDepth, 3);
-  holds_under_schedules(run, c, seeds, [&](uint32_t seed) { return run_gemm<C>(run, seed); });
+  holds_under_schedules(
+      text(c), c.normal, 0, seeds, [&](uint32_t seed) { return run_gemm<C>(run, seed); },
+      [&] { return run.compare(); });
 }
 
 template <class T>
@@ -175,11 +163,12 @@ void depthwise_wgrad_holds(const WgradCase& c, int seeds = kSchedules) {
   const auto p = run.problem();
   const int groups = (c.groups + device::kColumns<T> - 1) / device::kColumns<T>;
   const int tap_groups = (c.kernel.h * c.kernel.w + conv::gpu::kTapsAtOnce - 1) / conv::gpu::kTapsAtOnce;
-  holds_under_schedules(run, c, seeds, [&](uint32_t seed) {
+  const auto go = [&](uint32_t seed) {
     return run.run(static_cast<unsigned>(groups * tap_groups * p.slices.count), device::kColumnThreads,
                    device::kColumnShared, seed, false,
                    [](const auto& p) { conv::gpu::depthwise_wgrad<decltype(T{})>(p); });
-  });
+  };
+  holds_under_schedules(text(c), c.normal, 0, seeds, go, [&] { return run.compare(); });
 }
 
 // Tails of rows, columns, chunks and pixels; more stages of pixels than are kept, and fewer; slices; geometry.

@@ -35,6 +35,39 @@ def _affine(z, hat, weight, bias, c, runs):
     return z + hat * factor[None, :] + offset[None, :]
 
 
+@triton.jit
+def _tile(positions, channels, y_n, y_c, y_p, BP: tl.constexpr, BC: tl.constexpr):
+    """Where the elements of a program lie, whether they are there, its channels, and whether those are there."""
+    strips = tl.cdiv(positions, BP)
+    base = (tl.program_id(0) // strips).to(tl.int64) * y_n
+    p = tl.program_id(0) % strips * BP + tl.arange(0, BP)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    runs = c < channels
+    mask = (p < positions)[:, None] & runs[None, :]
+    return base + p[:, None].to(tl.int64) * y_p + c[None, :].to(tl.int64) * y_c, mask, c, runs
+
+
+@triton.jit
+def _branches(
+    x0, x1, x2, x3, w0, w1, w2, w3, b0, b1, b2, b3, mean, invstd, at, c, mask, runs, channels,
+    BP: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Their normalized values, those of the first for branches that are None, and the sum of all before ReLU."""
+    h0 = _hat(x0, at, mean, invstd, c, mask, runs)
+    z = _affine(tl.zeros((BP, BC), tl.float32), h0, w0, b0, c, runs)
+    h1, h2, h3 = h0, h0, h0
+    if x1 is not None:
+        h1 = _hat(x1, at, mean + channels, invstd + channels, c, mask, runs)
+        z = _affine(z, h1, w1, b1, c, runs)
+    if x2 is not None:
+        h2 = _hat(x2, at, mean + 2 * channels, invstd + 2 * channels, c, mask, runs)
+        z = _affine(z, h2, w2, b2, c, runs)
+    if x3 is not None:
+        h3 = _hat(x3, at, mean + 3 * channels, invstd + 3 * channels, c, mask, runs)
+        z = _affine(z, h3, w3, b3, c, runs)
+    return h0, h1, h2, h3, z
+
+
 @dataclass(frozen=True)
 class Plan:
     """How maps of one shape are walked: ``images`` planes of ``positions``, and strides of both and of channels."""

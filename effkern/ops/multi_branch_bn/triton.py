@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from effkern.ops import multi_branch_bn as op
-from effkern.ops._triton.norms import SPLITS, Plan, _affine, _hat, alike, four
+from effkern.ops._triton.norms import SPLITS, Plan, _branches, _tile, alike, four
 from effkern.ops.multi_branch_bn.triton_gradient import multi_branch_bn_add_relu_backward
 
 __all__ = ["multi_branch_bn_add_relu", "multi_branch_bn_add_relu_backward"]
@@ -101,20 +101,10 @@ def apply_kernel(
     RELU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """All branches lie like y."""
-    strips = tl.cdiv(positions, BP)
-    base = (tl.program_id(0) // strips).to(tl.int64) * y_n
-    p = tl.program_id(0) % strips * BP + tl.arange(0, BP)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    runs = c < channels
-    mask = (p < positions)[:, None] & runs[None, :]
-    at = base + p[:, None].to(tl.int64) * y_p + c[None, :].to(tl.int64) * y_c
-    z = _affine(tl.zeros((BP, BC), tl.float32), _hat(x0, at, mean, invstd, c, mask, runs), w0, b0, c, runs)
-    if x1 is not None:
-        z = _affine(z, _hat(x1, at, mean + channels, invstd + channels, c, mask, runs), w1, b1, c, runs)
-    if x2 is not None:
-        z = _affine(z, _hat(x2, at, mean + 2 * channels, invstd + 2 * channels, c, mask, runs), w2, b2, c, runs)
-    if x3 is not None:
-        z = _affine(z, _hat(x3, at, mean + 3 * channels, invstd + 3 * channels, c, mask, runs), w3, b3, c, runs)
+    at, mask, c, runs = _tile(positions, channels, y_n, y_c, y_p, BP, BC)
+    _, _, _, _, z = _branches(
+        x0, x1, x2, x3, w0, w1, w2, w3, b0, b1, b2, b3, mean, invstd, at, c, mask, runs, channels, BP, BC
+    )
     if RELU:
         z = tl.where(z <= 0, 0.0, z)  # NaN stays
     tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from effkern.ops import multi_branch_bn as op
 from effkern.ops._registry import empty_like_layout
-from effkern.ops._triton.norms import SPLITS, Plan, _affine, _hat, alike, four
+from effkern.ops._triton.norms import SPLITS, Plan, _branches, _tile, alike, four
 
 Tensors = Sequence[Tensor]
 
@@ -46,18 +46,9 @@ def sums_kernel(
         mask = (position < positions)[:, None] & runs[None, :]
         base = tl.zeros((), tl.int64) + chunk // strips
         at = base * y_n + position[:, None].to(tl.int64) * y_p + c[None, :].to(tl.int64) * y_c
-        h0 = _hat(x0, at, mean, invstd, c, mask, runs)
-        z = _affine(tl.zeros((BP, BC), tl.float32), h0, w0, b0, c, runs)
-        h1, h2, h3 = h0, h0, h0
-        if BRANCHES > 1:
-            h1 = _hat(x1, at, mean + channels, invstd + channels, c, mask, runs)
-            z = _affine(z, h1, w1, b1, c, runs)
-        if BRANCHES > 2:
-            h2 = _hat(x2, at, mean + 2 * channels, invstd + 2 * channels, c, mask, runs)
-            z = _affine(z, h2, w2, b2, c, runs)
-        if BRANCHES > 3:
-            h3 = _hat(x3, at, mean + 3 * channels, invstd + 3 * channels, c, mask, runs)
-            z = _affine(z, h3, w3, b3, c, runs)
+        h0, h1, h2, h3, z = _branches(
+            x0, x1, x2, x3, w0, w1, w2, w3, b0, b1, b2, b3, mean, invstd, at, c, mask, runs, channels, BP, BC
+        )
         g = _activated(grad, z, at, mask, RELU)
         total += tl.sum(g, 0).to(tl.float64)
         t0 += tl.sum(tl.where(mask, g * h0, 0.0), 0).to(tl.float64)
@@ -92,29 +83,13 @@ def _store_dx(dx, g, hat, weight, sums, i, at, invstd, share, c, mask, runs, cha
 @triton.jit
 def dx_kernel(
     grad, x0, x1, x2, x3, w0, w1, w2, w3, b0, b1, b2, b3, mean, invstd, sums, share, d0, d1, d2, d3,
-    positions, channels, y_n, y_c, y_p,
-    BRANCHES: tl.constexpr, RELU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    positions, channels, y_n, y_c, y_p, RELU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     """d0 to d3: None where a branch wants no gradient."""
-    strips = tl.cdiv(positions, BP)
-    base = (tl.program_id(0) // strips).to(tl.int64) * y_n
-    p = tl.program_id(0) % strips * BP + tl.arange(0, BP)
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    runs = c < channels
-    mask = (p < positions)[:, None] & runs[None, :]
-    at = base + p[:, None].to(tl.int64) * y_p + c[None, :].to(tl.int64) * y_c
-    h0 = _hat(x0, at, mean, invstd, c, mask, runs)
-    z = _affine(tl.zeros((BP, BC), tl.float32), h0, w0, b0, c, runs)
-    h1, h2, h3 = h0, h0, h0
-    if BRANCHES > 1:
-        h1 = _hat(x1, at, mean + channels, invstd + channels, c, mask, runs)
-        z = _affine(z, h1, w1, b1, c, runs)
-    if BRANCHES > 2:
-        h2 = _hat(x2, at, mean + 2 * channels, invstd + 2 * channels, c, mask, runs)
-        z = _affine(z, h2, w2, b2, c, runs)
-    if BRANCHES > 3:
-        h3 = _hat(x3, at, mean + 3 * channels, invstd + 3 * channels, c, mask, runs)
-        z = _affine(z, h3, w3, b3, c, runs)
+    at, mask, c, runs = _tile(positions, channels, y_n, y_c, y_p, BP, BC)
+    h0, h1, h2, h3, z = _branches(
+        x0, x1, x2, x3, w0, w1, w2, w3, b0, b1, b2, b3, mean, invstd, at, c, mask, runs, channels, BP, BC
+    )
     g = _activated(grad, z, at, mask, RELU)
     if d0 is not None:
         _store_dx(d0, g, h0, w0, sums, 0, at, invstd, share, c, mask, runs, channels)
@@ -141,9 +116,9 @@ def multi_branch_bn_add_relu_backward(
     splits = min(SPLITS, plan.strips())
     partial = torch.empty(splits, 1 + b, plan.channels, dtype=torch.float64, device=y.device)
     branches = (grad, *four(xs), *four(weight), *four(bias), mean, invstd)
-    constants = {"BRANCHES": b, "RELU": relu, "BP": plan.tile[0], "BC": plan.tile[1], "num_warps": 4}
+    constants = {"RELU": relu, "BP": plan.tile[0], "BC": plan.tile[1], "num_warps": 4}
     sums_kernel[(splits, plan.blocks())](
-        *branches, partial, plan.images, plan.positions, plan.channels, *plan.strides, **constants,
+        *branches, partial, plan.images, plan.positions, plan.channels, *plan.strides, BRANCHES=b, **constants,
         enable_fp_fusion=True,
     )  # fmt: skip
     sums = partial.sum(0)
