@@ -6,13 +6,14 @@ from pathlib import Path
 
 from .augment import shift_and_flip
 from .cifar10 import load_cifar10
-from .dataset import Dataset, Split
+from .dataset import Dataset
 from .decoders import ImageOptions
 from .digits import load_digits
 from .fashion_mnist import load_fashion_mnist
 from .feed import BatchFeed
 from .idx import DataError
 from .image_folder import ImageFolder, load_image_folder
+from .split import Split
 
 __all__ = [
     "BatchFeed",

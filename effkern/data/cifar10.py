@@ -16,8 +16,9 @@ from torch import Tensor
 
 from effkern.training import progress
 
-from .dataset import Dataset, Split
+from .dataset import Dataset
 from .idx import DataError
+from .split import Split
 
 __all__ = ["load_cifar10"]
 

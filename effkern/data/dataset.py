@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,40 +10,9 @@ from torch import Tensor
 
 from .augment import shift_and_flip
 from .feed import BatchFeed
+from .split import Split, one_pass
 
-__all__ = ["Dataset", "Split"]
-
-
-def one_pass(count: int, batch_size: int, generator: torch.Generator | None, augment: bool = False) -> Sequence[Tensor]:
-    """Indices of every batch of a pass, as :meth:`Dataset.batches` describes it."""
-    if augment and generator is None:
-        raise ValueError("augment: needs a generator, got None")
-    if generator is None:
-        return torch.arange(count).split(batch_size) if count else ()
-    order = torch.randperm(count, generator=generator)
-    return order[: count - count % batch_size].split(batch_size) if count >= batch_size else (order,)
-
-
-@dataclass(frozen=True)
-class Split:
-    """``images``: ``[n, channels, height, width]`` uint8; ``labels``: ``[n]`` int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            raise ValueError(f"images: must be [n, c, h, w] uint8, got {tuple(self.images.shape)} {self.images.dtype}")
-        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
-            raise ValueError(
-                f"labels: must be [{len(self.images)}] int64, got {tuple(self.labels.shape)} {self.labels.dtype}"
-            )
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: slice | Tensor) -> Split:
-        return Split(self.images[index], self.labels[index])
+__all__ = ["Dataset"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, Split
+from .dataset import Dataset
 from .idx import DataError
+from .split import Split
 
 __all__ = ["load_digits"]
 

@@ -16,10 +16,11 @@ import torch
 
 from effkern.training import say, write_atomically
 
-from .dataset import Dataset, Split
+from .dataset import Dataset
 from .digits import load_digits
 from .fetch import apt_install, can_apt_install, download
 from .idx import DataError, Expected, check_idx, read_idx
+from .split import Split
 
 __all__ = ["load_fashion_mnist", "read_folder"]
 

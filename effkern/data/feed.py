@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .augment import shift_and_flip
-
-if TYPE_CHECKING:
-    from .dataset import Dataset, Split
+from .split import Split
 
 __all__ = ["BatchFeed"]
 
 _ORDER, _AUGMENT = 0, 1
+
+
+class Source(Protocol):
+    """What a feed asks of a data set."""
+
+    @property
+    def flip(self) -> bool:
+        """Whether mirroring keeps the label."""
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 images as float32 ones."""
 
 
 class BatchFeed:
@@ -36,7 +45,7 @@ class BatchFeed:
     """
 
     def __init__(
-        self, data: Dataset, split: Split, batch_size: int, seed: int = 0, augment: bool = False, shift: int = 1
+        self, data: Source, split: Split, batch_size: int, seed: int = 0, augment: bool = False, shift: int = 1
     ) -> None:
         if not 0 < batch_size <= len(split):
             raise ValueError(f"batch_size: must be in [1, {len(split)}], the number of images, got {batch_size}")

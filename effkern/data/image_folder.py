@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .dataset import Dataset, Split, one_pass
+from .dataset import Dataset
 from .decoders import Decoders, ImageOptions
 from .feed import BatchFeed
 from .idx import DataError
+from .split import Split, one_pass
 
 __all__ = ["FileFeed", "FileSplit", "ImageFolder", "load_image_folder"]
 
