@@ -172,6 +172,7 @@ def _layers() -> Iterator[Target]:
         for batch in (1, 8):
             where = {"family": "rep_conv", "group": group, "batch": batch}
             yield Target(f"{work}, batch {batch}", *goals, _geomean(where), headline=shown and batch == 1)
+            yield Target(f"{work}, by a handle, batch {batch}", *goals, _geomean(where, own="effkern_packed"))
 
 
 def _pq() -> Iterator[Target]:
@@ -261,9 +262,13 @@ def our_row(contest: Sequence[Row], impl: str = "effkern", stat: Stat = "min_ms"
 
 
 def _one(
-    contest: Sequence[Row], stat: Stat, peers: Sequence[str] | str | None = None, excluded: bool = False
+    contest: Sequence[Row],
+    stat: Stat,
+    peers: Sequence[str] | str | None = None,
+    excluded: bool = False,
+    own: str = "effkern",
 ) -> Measure | None:
-    ours, peer = our_row(contest, stat=stat), best_peer(contest, stat, peers, excluded)
+    ours, peer = our_row(contest, own, stat), best_peer(contest, stat, peers, excluded)
     return None if ours is None or peer is None else Measure(peer[stat] / ours[stat], peer["impl"])
 
 
@@ -277,11 +282,11 @@ def _best(where: dict[str, object], peers: Sequence[str] | str | None = None, ex
     return compute
 
 
-def _geomean(where: dict[str, object], peers: Sequence[str] | str | None = None) -> Compute:
+def _geomean(where: dict[str, object], peers: Sequence[str] | str | None = None, own: str = "effkern") -> Compute:
     """The geometric mean over all contests, with the worst of them."""
 
     def compute(rows: Sequence[Row], stat: Stat) -> Measure | None:
-        measured = [(_one(contest, stat, peers), contest[0]["case"]) for contest in _matching(rows, where)]
+        measured = [(_one(contest, stat, peers, own=own), contest[0]["case"]) for contest in _matching(rows, where)]
         found = [(m, case) for m, case in measured if m is not None]
         if not found or len(found) < len(measured):
             return None
