@@ -1,7 +1,7 @@
 """Training, measuring and saving any module; knows no method."""
 
 from .checkpoint import CheckpointError, load_json, load_weights, save_json, save_weights, write_atomically
-from .config import ConfigError, load_config, parse_config
+from .config import ConfigError, defaults_of, load_config, parse_config
 from .counting import CountsMacs, bytes_on_disk, count_macs, count_params
 from .ema import Ema
 from .evaluate import evaluate
@@ -40,6 +40,7 @@ __all__ = [
     "bytes_on_disk",
     "count_macs",
     "count_params",
+    "defaults_of",
     "evaluate",
     "fit",
     "learning_rate",

@@ -16,7 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ConfigError", "load_config", "parse_config", "read_toml", "with_settings"]
+__all__ = ["ConfigError", "defaults_of", "load_config", "parse_config", "read_toml", "with_settings"]
 
 T = TypeVar("T")
 
@@ -102,6 +102,25 @@ def parse_config(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         return cls(**given)  # type: ignore[return-value]
     except ValueError as error:
         raise ConfigError(f"{where}{error}") from error
+
+
+def defaults_of(config: Any) -> dict[str, Any]:
+    """What the fields of a configuration have where nothing is said, nested like ``dataclasses.asdict``.
+
+    >>> from effkern.training import Recipe
+    >>> defaults_of(Recipe(epochs=3, lr=0.5))["lr"]
+    0.1
+    """
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = defaults_of(value)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -41,6 +41,10 @@ class History:
         """The newest checkpoint, unread."""
         return self.paths()[-1] if self.paths() else None
 
+    def stands(self) -> str:
+        """For an error message: what there is to go on from."""
+        return f"the last good checkpoint is {self.newest}" if self.newest else "there is no checkpoint yet"
+
     def save(self, step: int, state: Any) -> Path:
         """Write a checkpoint, then forget the oldest beyond ``keep``.
 
@@ -51,8 +55,7 @@ class History:
         try:
             save_snapshot(path, state)
         except OSError as error:
-            stands = f"the last good checkpoint is {self.newest}" if self.newest else "there is no earlier one"
-            raise CheckpointError(f"{path}: cannot be written: {error}; {stands}") from error
+            raise CheckpointError(f"{path}: cannot be written: {error}; {self.stands()}") from error
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

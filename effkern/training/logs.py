@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from .checkpoint import write_atomically
+from .progress import say
 
 __all__ = ["CsvLog", "TensorBoardLog"]
 
 
 class CsvLog:
     """One row a step; the first row names the columns.
+
+    Rows that cannot be written, as on a full disk, wait for the next one or for :meth:`flush`.
 
     Args:
         path: of the file.
@@ -24,6 +28,7 @@ class CsvLog:
     def __init__(self, path: Path, done: int = 0) -> None:
         self.path = path
         self.columns: list[str] = []
+        self._waiting, self._told = "", False
         text = path.read_text() if done and path.is_file() else ""
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
         if lines:
@@ -46,11 +51,35 @@ class CsvLog:
             self.columns = list(row)
             writer.writerow(self.columns)
         if list(row) != self.columns:
-            raise ValueError(f"values: must be {', '.join(self.columns[1:])}, got {', '.join(values)}")
+            was, now = ", ".join(self.columns[1:]), ", ".join(values)
+            raise ValueError(f"{self.path}: values must be {was}, as in its first row, got {now}")
         writer.writerow([repr(value) if isinstance(value, float) else value for value in row.values()])
+        self._waiting += text.getvalue()
+        try:
+            self.flush()
+        except OSError as error:
+            if not self._told:
+                say(f"{self.path}: cannot be written yet: {error}. Training goes on.")
+            self._told = True
+
+    def flush(self) -> None:
+        """Write the rows that wait.
+
+        Raises:
+            OSError: if they cannot be written; the file then ends with a whole row, and they go on waiting.
+        """
+        if not self._waiting:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a") as file:
-            file.write(text.getvalue())
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        try:
+            with open(self.path, "a") as file:
+                file.write(self._waiting)
+        except OSError:
+            if self.path.is_file():
+                os.truncate(self.path, size)
+            raise
+        self._waiting, self._told = "", False
 
 
 class TensorBoardLog:

@@ -16,9 +16,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from .config import defaults_of
 from .ema import Ema
 from .interrupt import Interrupted, StopRequest, stop_on_signals
 from .method import Batches, Loss, Method, Step, Supervised, stream_seed
+from .norms import observed_step
 from .parallel import World, world
 from .progress import progress
 from .recipe import Recipe, learning_rate, make_optimizer, parameters_of, set_learning_rate
@@ -156,7 +158,8 @@ class _Loop:
         self.best: dict[str, float] = {}
         self.begin = clock()
         if run is not None:
-            run.start(ranks, self.load_state, {"recipe": asdict(recipe), "planned": self.planned})
+            fixed = {"recipe": asdict(recipe), "planned": self.planned}
+            run.start(ranks, self.load_state, fixed, {"recipe": defaults_of(recipe)})
 
     @property
     def seconds(self) -> float:
@@ -212,7 +215,10 @@ class _Loop:
         self.ranks.sum_gradients(self.parameters)
         if self.recipe.clip is not None:
             metrics["grad_norm"] = float(nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip))
-        self.optimizer.step()
+        if self.files is not None and self.files.norms:
+            metrics = {**observed_step(self.optimizer, self.parameters), **metrics}  # the gradient's before clipping
+        else:
+            self.optimizer.step()
         self.ranks.average_statistics(self.method)
         self.losses.append(metrics["loss"])
         return {**metrics, "lr": self.optimizer.param_groups[0]["lr"]}
@@ -240,8 +246,7 @@ class _Loop:
         """For an error message."""
         if self.files is None:
             return ""
-        newest = self.files.history.newest
-        return f"; the last good checkpoint is {newest}" if newest else "; there is no checkpoint yet"
+        return f"; {self.files.history.stands()}"
 
     def report(self, metrics: dict[str, float], stop: StopRequest) -> None:
         """Log, evaluate and save what is due after a step."""

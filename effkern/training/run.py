@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, save_weights
+from .counting import plain_tensors
 from .history import History
 from .logs import CsvLog, TensorBoardLog
 from .parallel import World
@@ -24,25 +26,30 @@ class Run:
     """Where a run is kept, and how often.
 
     ``checkpoints/step-*.safetensors``: everything needed to go on. ``train.csv`` and ``eval.csv``: metrics.
-    ``best.safetensors``: weights where the method's score was best.
+    ``best.safetensors``: weights where the method's score was best. While nothing can be written, as on a full disk,
+    training goes on and rows and weights wait in memory; at the end of the run that is an error.
 
     Attributes:
         folder: made if need be; what is there is resumed.
         config: plain data that a resumed run must share; kept in every checkpoint.
+        defaults: what ``config`` has where nothing is said: that of an option the checkpoint's version did not have.
         save_every_s: seconds between checkpoints; 0 saves after every step.
         keep: checkpoints kept.
         log_every: steps a row of ``train.csv``, means over them.
         evaluate_every: epochs between evaluations; 0 evaluates at the end only.
         tensorboard: whether metrics go to TensorBoard as well.
+        norms: whether the norm of the gradient and of the weights' change is logged, of all parameters together.
     """
 
     folder: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     save_every_s: float = 300.0
     keep: int = 3
     log_every: int = 10
     evaluate_every: float = 1.0
     tensorboard: bool = False
+    norms: bool = False
 
     def __post_init__(self) -> None:
         if self.log_every < 1:
@@ -52,14 +59,22 @@ class Run:
         self._rows: list[dict[str, float]] = []
         self._writes = True
         self._board: TensorBoardLog | None = None
+        self._best: dict[str, Tensor] | None = None  # not yet on disk
 
-    def start(self, ranks: World, load: Callable[[dict[str, Any]], None], fixed: Mapping[str, Any]) -> None:
+    def start(
+        self,
+        ranks: World,
+        load: Callable[[dict[str, Any]], None],
+        fixed: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+    ) -> None:
         """Resume from the newest whole checkpoint, if there is one, and open the logs.
 
         Args:
             ranks: the first one writes; all read.
             load: takes the state a checkpoint holds.
             fixed: what must not differ from the checkpoint's, beside ``config``.
+            defaults: of ``fixed``.
 
         Raises:
             CheckpointError: if the checkpoint is of another configuration, or does not fit the method.
@@ -69,7 +84,7 @@ class Run:
         found = self.history.load()
         if found is not None:
             where = self.history.folder
-            if changed := _differences(found.get("config", {}), self._fixed):
+            if changed := _differences(found.get("config", {}), self._fixed, {**self.defaults, **defaults}):
                 raise CheckpointError(
                     f"{where}: holds a run of another configuration ({'; '.join(changed)}); use the old "
                     "configuration, another folder, or start over with --fresh"
@@ -105,7 +120,8 @@ class Run:
             return
         self._rows.append(metrics)
         if step % self.log_every == 0 or last:
-            means = {name: sum(row[name] for row in self._rows) / len(self._rows) for name in metrics}
+            # Steps before a resumption may have logged less.
+            means = {name: fmean(row[name] for row in self._rows if name in row) for name in metrics}
             self._train.write(step, means)
             if self._board is not None:
                 self._board.write(step, means)
@@ -119,14 +135,22 @@ class Run:
                 self._board.write(step, metrics, "eval")
 
     def save(self, step: int, state: dict[str, Any], required: bool) -> None:
-        """Write a checkpoint. One that cannot be written is an error if ``required``, otherwise it is said and tried
-        again next time: a disk may be cleared while a long run goes on.
+        """Write a checkpoint, and first what it relies on: the rows and the best weights before it.
+
+        What cannot be written is an error if ``required``, otherwise it is said and tried again next time: a disk may
+        be cleared while a long run goes on.
 
         Raises:
             CheckpointError: see above.
         """
         self._saved = time.monotonic()
         try:
+            try:
+                self._write_best()
+                self._train.flush()
+                self._eval.flush()
+            except OSError as error:
+                raise CheckpointError(f"{self.folder}: cannot be written: {error}; {self.history.stands()}") from error
             self.history.save(step, {"config": self._fixed, "state": state, "rows": self._rows})
         except CheckpointError as error:
             if required:
@@ -136,7 +160,16 @@ class Run:
     def save_best(self, module: nn.Module) -> None:
         """Keep the weights of ``module`` as the best so far."""
         if self._writes:
-            save_weights(self.folder / "best.safetensors", module.state_dict())
+            self._best = plain_tensors(module.state_dict())
+            try:
+                self._write_best()
+            except OSError as error:
+                say(f"{self.folder / 'best.safetensors'}: cannot be written yet: {error}. Training goes on.")
+
+    def _write_best(self) -> None:
+        if self._best is not None:
+            save_weights(self.folder / "best.safetensors", self._best)
+            self._best = None
 
     def close(self) -> None:
         """Flush what is in memory."""
@@ -144,10 +177,16 @@ class Run:
             self._board.close()
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """What two nested dicts differ in, as ``"name: old, now new"``."""
+def _differences(old: Any, new: Any, defaults: Any, name: str = "") -> list[str]:
+    """What two nested dicts differ in, as ``"name: old, now new"``; what the old one lacks it has by default."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = sorted({*old, *new}, key=str)
-        return [text for key in keys for text in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))]
+        known = defaults if isinstance(defaults, Mapping) else {}
+        return [
+            text
+            for key in sorted({*old, *new}, key=str)
+            for text in _differences(
+                old.get(key, known.get(key)), new.get(key), known.get(key), f"{name}.{key}".lstrip(".")
+            )
+        ]
     old, new = (list(value) if isinstance(value, tuple) else value for value in (old, new))
     return [] if old == new else [f"{name}: {old!r}, now {new!r}"]

@@ -177,10 +177,41 @@ def test_csv_goes_on_after_a_crash(tmp_path):
         file.write("4,0.33")  # killed in the middle of a line
     CsvLog(path, 2).write(3, {"loss": 0.5, "lr": 2})
     assert path.read_text() == f"step,loss,lr\n1,{1 / 3!r},1\n2,{2 / 3!r},1\n3,0.5,2\n"
-    with pytest.raises(ValueError, match="values: must be loss, lr, got loss"):
+    with pytest.raises(ValueError, match=r"a\.csv: values must be loss, lr, as in its first row, got loss"):
         CsvLog(path, 3).write(4, {"loss": 1.0})
     CsvLog(path)  # a run from the start
     assert not path.exists()
+
+
+def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "a.csv"
+    log, real = CsvLog(path), open
+    log.write(1, {"loss": 1})
+
+    class Full:
+        def __init__(self, file, mode) -> None:
+            self.file = real(file, mode)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.file.close()
+
+        def write(self, text):
+            self.file.write(text[: len(text) // 2])
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("effkern.training.logs.open", Full, raising=False)
+    log.write(2, {"loss": 2})
+    log.write(3, {"loss": 3})
+    assert path.read_text() == "step,loss\n1,1\n" and capsys.readouterr().out.count("cannot be written yet") == 1
+    with pytest.raises(OSError, match="No space left"):
+        log.flush()
+    monkeypatch.undo()
+    log.write(4, {"loss": 4})
+    assert path.read_text() == "step,loss\n1,1\n2,2\n3,3\n4,4\n"
+    log.flush()
 
 
 def test_tensorboard_is_optional_and_says_so(tmp_path, monkeypatch):

@@ -237,6 +237,29 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
     assert not list((tmp_path / "never").rglob("*step*")) and not list((tmp_path / "full").rglob("*.tmp"))
 
 
+def test_logs_and_best_weights_wait_for_room(tmp_path, capsys):
+    """Nothing at all can be written for some steps, best weights and rows of the logs included."""
+
+    class Filling(Noisy):
+        def after_step(self, at: Step) -> None:
+            super().after_step(at)
+            if at.number in (2, 13):
+                limit_file_size(16 if at.number == 2 else before)
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    try:
+        go(tmp_path / "full", Filling(network()))
+    finally:
+        limit_file_size(before)
+    said = capsys.readouterr().out
+    for name in ("train.csv", "eval.csv", "best.safetensors"):
+        assert f"full/{name}: cannot be written yet: " in said
+    assert said.count("train.csv: cannot") == 1 and "full: cannot be written: " in said
+    assert "the last good checkpoint is " + str(tmp_path / "full/checkpoints/step-00000002.safetensors") in said
+    go(tmp_path / "whole")
+    assert same_run(tmp_path / "whole", tmp_path / "full")
+
+
 def test_another_configuration_is_refused_by_name(tmp_path):
     go(tmp_path, config={"gamma": 5.0, "widths": (4, 8)})
     for changed, message in (
@@ -247,6 +270,39 @@ def test_another_configuration_is_refused_by_name(tmp_path):
             go(tmp_path, config=changed)
     with pytest.raises(CheckpointError, match=r"recipe.lr: 0.05, now 0.5"):
         go(tmp_path, recipe=replace(RECIPE, lr=0.5), config={"gamma": 5.0, "widths": (4, 8)})
+
+
+def test_an_option_that_a_checkpoint_does_not_know_has_its_default(tmp_path):
+    go(tmp_path, config={"gamma": 5.0, "base": {"last": 0.5}})
+    now = {"gamma": 5.0, "base": {"last": 0.5, "mode": "batch"}, "sizes": (1, 2)}
+    go(tmp_path, config=now, defaults={"gamma": 1.0, "base": {"mode": "batch"}, "sizes": (1, 2)})
+    with pytest.raises(CheckpointError, match=r"another configuration .base.mode: 'row', now 'batch'."):
+        go(tmp_path, config=now, defaults={"base": {"mode": "row"}, "sizes": (1, 2)})
+    with pytest.raises(CheckpointError, match=r"sizes: None, now \[1, 2\]"):
+        go(tmp_path, config=now, defaults={"base": {"mode": "batch"}})
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_norms_of_a_step(tmp_path, clip):
+    """Of plain gradient descent the weights go as far as the gradient is long, times the rate; clipped, no further."""
+    recipe = Recipe(
+        epochs=0.5, lr=0.1, momentum=0.0, weight_decay=0.0, schedule="constant", warmup=0.0, batch_size=16, clip=clip
+    )
+    go(tmp_path, Noisy(network()), recipe, norms=True, log_every=1)
+    heads, *rows = [line.split(",") for line in (tmp_path / "train.csv").read_text().splitlines()]
+    assert {"grad_norm", "weight_change"} <= set(heads) and len(rows) == 2
+    for row in rows:
+        length, moved = (float(row[heads.index(name)]) for name in ("grad_norm", "weight_change"))
+        assert length > 1e-2 and moved == pytest.approx(0.1 * (length if clip is None else clip), rel=1e-3)
+
+    first = Noisy(network())
+    first.train()
+    images = data()
+    x, y = BatchFeed(images, images.train, 16, augment=True)(0, 0, 1)
+    torch.manual_seed(loop_module.stream_seed(0, 0, 0, loop_module._GLOBAL))
+    sum(first.losses(x, y, Step(0))).backward()
+    by_hand = sum(float(p.grad.square().sum()) for p in first.parameters()) ** 0.5
+    assert float(rows[0][heads.index("grad_norm")]) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_another_network_is_refused(tmp_path):
