@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from effkern.data import Dataset, ImageFolder, Split
 from effkern.recipes._shared import DataConfig, RunConfig
@@ -17,6 +17,7 @@ from effkern.training import (
     Method,
     Recipe,
     Run,
+    defaults_of,
     load_config,
     load_weights,
     save_json,
@@ -47,6 +48,7 @@ class Phase:
         keep_best: whether the best state on held-out images is the outcome, or the last one.
         finish: done to the method when its training is over, before the outcome is kept.
         images: trained on; default: all training images.
+        also: further networks to keep beside the outcome, by the names of their files.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Phase:
     keep_best: bool = False
     finish: Callable[[Method], None] | None = None
     images: Split | None = None
+    also: Callable[[Method], Mapping[str, nn.Module]] | None = None
 
 
 class Config(Protocol):
@@ -140,7 +143,7 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
     images = data.train if phase.images is None else phase.images
     feed = data.feed(images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
     settings = {name: value for name, value in asdict(config.run).items() if name != "cache_gb"}
-    run = Run(folder, plain, **settings)
+    run = Run(folder, plain, defaults_of(config), **settings)
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
     best = folder / "best.safetensors"
     if (phase.keep_best or recipe.ema) and best.is_file():
@@ -149,7 +152,9 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
         phase.finish(method)
     test = {key: float(value) for key, value in method.evaluate(_batches(data, "test")).items()}
     if world().is_first:
-        save_weights(folder / "final.safetensors", method.result().state_dict())
+        kept = {"final": method.result(), **(phase.also(method) if phase.also else {})}
+        for name, network in kept.items():
+            save_weights(folder / f"{name}.safetensors", network.state_dict())
         say(f"{phase.name}: {_text(done.metrics)} on held-out images, {_text(test)} on test images")
     world().wait()
     length = {"steps": done.steps, "planned": done.planned, "seconds": round(done.seconds, 2)}

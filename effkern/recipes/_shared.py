@@ -49,6 +49,7 @@ class RunConfig:
     log_every: int = 10
     evaluate_every: float = 1.0
     tensorboard: bool = False
+    norms: bool = False
     cache_gb: float = 0.0
 
 

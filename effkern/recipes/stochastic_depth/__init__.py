@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from effkern.data import Dataset
 from effkern.nn.stochastic_depth import Mode, Scale
 from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
-from effkern.stochastic_depth import StochasticDepthTraining, blocks_of, convert, survival_schedule
+from effkern.stochastic_depth import StochasticDepthTraining, blocks_of, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
-from effkern.training import Recipe
+from effkern.training import Method, Recipe
 
 __all__ = ["Config", "phases"]
 
@@ -47,7 +47,7 @@ class Config:
 
 
 def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, Tensor]]) -> Sequence[Phase]:
-    """Train the converted network."""
+    """Train the converted network; ``deployed.safetensors`` is the plain one, with the scale of inference folded in."""
 
     def build() -> StochasticDepthTraining:
         network = load_network(config.network, data, config.train.seed)
@@ -55,4 +55,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         network = convert(network, survival, config.depth.mode, config.depth.scale)
         return StochasticDepthTraining(network, config.train.label_smoothing)
 
-    return [Phase("train", config.train, build, ("network", "depth", "train"))]
+    def deployed(method: Method) -> dict[str, nn.Module]:
+        return {"deployed": deploy(method.result())}
+
+    return [Phase("train", config.train, build, ("network", "depth", "train"), also=deployed)]
