@@ -11,10 +11,11 @@ forces on. :class:`effkern.models.resnet.ResNet` and what :func:`effkern.nn.skip
 
 from effkern.blockdrop.analysis import accuracy_by_blocks, easiest_and_hardest, summary, unique_policies
 from effkern.blockdrop.baselines import best_static, first_blocks, fixed_policy, random_policy
+from effkern.blockdrop.cost import block_costs
 from effkern.blockdrop.curriculum import Curriculum
 from effkern.blockdrop.loss import entropy, leave_one_out, log_probability, policy_loss, reward
 from effkern.blockdrop.method import JointTraining, PolicyTraining
-from effkern.blockdrop.network import Backbone, BlockDropNet
+from effkern.blockdrop.network import Backbone, BlockDropNet, by_pattern
 from effkern.blockdrop.policy import PolicyNet, bound, greedy, load_first_blocks, sample
 from effkern.blockdrop.train import Finetune, PolicyGradient, Usage, evaluate
 
@@ -30,7 +31,9 @@ __all__ = [
     "Usage",
     "accuracy_by_blocks",
     "best_static",
+    "block_costs",
     "bound",
+    "by_pattern",
     "easiest_and_hardest",
     "entropy",
     "evaluate",

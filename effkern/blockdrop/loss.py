@@ -23,12 +23,21 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from effkern.blockdrop.policy import bound
 
 EntropyForm = Literal["bernoulli", "published"]
 
 
-def reward(correct: Tensor, keep: Tensor, gamma: float = 1.0, cost: Tensor | None = None) -> Tensor:
+def reward(
+    correct: Tensor,
+    keep: Tensor,
+    gamma: float = 1.0,
+    cost: Tensor | None = None,
+    overhead: Tensor | float = 0.0,
+) -> Tensor:
     """``1 - usage^2`` where the prediction is right, ``-gamma`` where it is wrong.
 
     Args:
@@ -37,6 +46,8 @@ def reward(correct: Tensor, keep: Tensor, gamma: float = 1.0, cost: Tensor | Non
         gamma: penalty of a wrong answer; larger means more accurate and more blocks.
         cost: ``[K]``, what each block costs (multiply-adds, measured time); usage is the share of the total. Default:
             all cost the same, as published.
+        overhead: what every image costs besides, the policy included, in the same unit: part of the usage and of the
+            total. See :func:`effkern.blockdrop.block_costs`.
 
     Returns:
         ``[B]`` float32, in ``[0, 1]`` or ``-gamma``.
@@ -46,32 +57,49 @@ def reward(correct: Tensor, keep: Tensor, gamma: float = 1.0, cost: Tensor | Non
     """
     if keep.dim() != 2 or correct.shape != keep.shape[:1]:
         raise ValueError(f"correct must be [B] and keep [B, K], got {list(correct.shape)} and {list(keep.shape)}")
-    if cost is None:
-        usage = keep.float().mean(1)
-    else:
-        cost = cost.to(device=keep.device, dtype=torch.float32)
-        if cost.shape != keep.shape[1:] or bool((cost < 0).any()) or not bool(cost.sum() > 0):
-            raise ValueError(f"cost must be {keep.shape[1]} numbers of at least 0, not all 0, got {cost.tolist()}")
-        usage = keep.float() @ (cost / cost.sum())
+    count = keep.shape[1]
+    cost = torch.ones(count) if cost is None else cost
+    cost = cost.to(device=keep.device, dtype=torch.float32)
+    if cost.shape != (count,) or bool((cost < 0).any()) or not bool(cost.sum() > 0):
+        raise ValueError(f"cost must be {count} numbers of at least 0, not all 0, got {cost.tolist()}")
+    if not overhead >= 0:
+        raise ValueError(f"overhead must be at least 0, got {float(overhead)}")
+    # A product and a sum, as autocast would round a matrix product to 16 bits.
+    usage = ((keep * cost).sum(1) + overhead) / (cost.sum() + overhead)
     # torch.where, because indexing with `correct` turns into assigning rows 0 and 1 once it is an integer tensor.
     return torch.where(correct.bool(), 1 - usage.square(), -float(gamma))
 
 
-def log_probability(s: Tensor, keep: Tensor) -> Tensor:
-    """``log pi_k(u_bk)`` for every unit: ``log s`` where kept, ``log(1 - s)`` where dropped; ``[B, K]``."""
-    return torch.where(keep.bool(), s, 1 - s).log()
+def log_probability(logits: Tensor, keep: Tensor, a: float = 0.8) -> Tensor:
+    """``log pi_k(u_bk)`` for every unit: ``log s'`` where kept, ``log(1 - s')`` where dropped; ``[B, K]``.
+
+    Finite for every logit, also with ``a = 1``: no difference of nearly equal numbers is taken.
+
+    Args:
+        logits: ``[B, K]``; ``s' = bound(sigmoid(logits), a)``.
+        keep: ``[B, K]``.
+        a: see :func:`effkern.blockdrop.bound`.
+    """
+    return _log_bounded(torch.where(keep.bool(), logits, -logits), a)
 
 
-def entropy(s: Tensor, form: EntropyForm = "bernoulli") -> Tensor:
-    """Entropy of every unit in nats, ``[B, K]``.
+def _log_bounded(logits: Tensor, a: float) -> Tensor:
+    return F.logsigmoid(logits) if a == 1 else bound(torch.sigmoid(logits), a).log()
 
-    ``"published"`` is the half ``-s log s`` of the original code, kept for reproduction: it peaks at ``1/e`` and so
+
+def entropy(logits: Tensor, a: float = 0.8, form: EntropyForm = "bernoulli") -> Tensor:
+    """Entropy of every unit in nats, ``[B, K]``, of the probabilities ``s'``.
+
+    ``"published"`` is the half ``-s' log s'`` of the original code, kept for reproduction: it peaks at ``1/e`` and so
     pushes every block towards being dropped.
     """
     if form not in ("bernoulli", "published"):
         raise ValueError(f"form must be 'bernoulli' or 'published', got {form!r}")
-    half = -torch.special.xlogy(s, s)
-    return half if form == "published" else half - torch.special.xlogy(1 - s, 1 - s)
+
+    def half(logits: Tensor) -> Tensor:
+        return -bound(torch.sigmoid(logits), a) * _log_bounded(logits, a)
+
+    return half(logits) if form == "published" else half(logits) + half(-logits)
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:
@@ -92,9 +120,10 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
 
 def policy_loss(
-    s: Tensor,
+    logits: Tensor,
     keep: Tensor,
     advantage: Tensor,
+    a: float = 0.8,
     free: Tensor | None = None,
     beta: float = 0.0,
     entropy_form: EntropyForm = "bernoulli",
@@ -102,9 +131,10 @@ def policy_loss(
     """The scalar whose gradient is minus the policy gradient; the head of this file derives it.
 
     Args:
-        s: ``[B, K]``, the bounded probabilities that ``keep`` was drawn with; the only input that gets a gradient.
-        keep: ``[B, K]``, the draw.
+        logits: ``[B, K]`` of the policy; the only input that gets a gradient.
+        keep: ``[B, K]``, a draw with the probabilities ``s'`` they give.
         advantage: ``[B]``, reward of the draw minus the baseline.
+        a: bound of the probabilities, see :func:`effkern.blockdrop.bound`.
         free: ``[K]`` bool, units under training; the others get exactly no gradient, also not from the entropy.
             Default: all are free.
         beta: weight of the entropy bonus.
@@ -116,16 +146,16 @@ def policy_loss(
     Raises:
         ValueError: for shapes that do not fit; the advantage is one number a sample.
     """
-    if s.dim() != 2 or keep.shape != s.shape or advantage.shape != s.shape[:1]:
+    if logits.dim() != 2 or keep.shape != logits.shape or advantage.shape != logits.shape[:1]:
         raise ValueError(
-            f"s and keep must be [B, K] and advantage [B], got {list(s.shape)}, {list(keep.shape)} and "
+            f"logits and keep must be [B, K] and advantage [B], got {list(logits.shape)}, {list(keep.shape)} and "
             f"{list(advantage.shape)}"
         )
-    if free is not None and free.shape != s.shape[1:]:
-        raise ValueError(f"free must be [{s.shape[1]}], got {list(free.shape)}")
-    gain = advantage.detach().unsqueeze(1) * log_probability(s, keep)
+    if free is not None and free.shape != logits.shape[1:]:
+        raise ValueError(f"free must be [{logits.shape[1]}], got {list(free.shape)}")
+    gain = advantage.detach().unsqueeze(1) * log_probability(logits, keep, a)
     if beta:
-        gain = gain + beta * entropy(s, entropy_form)
+        gain = gain + beta * entropy(logits, a, entropy_form)
     if free is not None:
         gain = torch.where(free.to(gain.device), gain, 0.0)
     return -gain.sum(1).mean()

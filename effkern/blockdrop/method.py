@@ -25,12 +25,24 @@ class _OnPolicy(Method):
 
     score = "reward"
     num_blocks: Tensor
+    cost: Tensor | None
+    overhead: Tensor | None
 
-    def __init__(self, net: BlockDropNet, gamma: float, cost: Tensor | None) -> None:
+    def __init__(self, net: BlockDropNet, gamma: float, cost: Tensor | None, overhead: float) -> None:
         super().__init__()
-        self.net, self.gamma, self.cost = net, gamma, cost
+        self.net, self.gamma = net, gamma
+        # Buffers, as measured costs are those that the run began with, also when it is resumed.
+        if cost is None and overhead:
+            cost = torch.ones(self.k)
+        self.register_buffer("cost", None if cost is None else cost.float().clone())
+        self.register_buffer("overhead", None if cost is None else torch.tensor(float(overhead)))
         self.register_buffer("num_blocks", torch.tensor(net.policy.num_blocks))
         self.usage: Usage | None = None
+
+    @property
+    def prices(self) -> tuple[Tensor | None, Tensor | float]:
+        """Cost and overhead as :func:`reward` takes them."""
+        return self.cost, 0.0 if self.overhead is None else self.overhead
 
     @property
     def k(self) -> int:
@@ -40,7 +52,7 @@ class _OnPolicy(Method):
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Accuracy, blocks, distinct decisions and mean reward of the greedy policy, all blocks being its own."""
         self.usage = evaluate(self.net.backbone, self.net.policy, batches)
-        gains = reward(self.usage.correct, self.usage.keep, self.gamma, self.cost)
+        gains = reward(self.usage.correct, self.usage.keep, self.gamma, *self.prices)
         usage = self.usage
         return {
             "reward": float(gains.double().mean()),
@@ -61,11 +73,13 @@ class _OnPolicy(Method):
         return self.net
 
     def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
-        """As of any module; a state of another number of blocks is refused by that number."""
+        """As of any module; a state of another number of blocks is refused by that number. One that holds no costs
+        leaves them as they are."""
         found = state_dict.get("num_blocks")
         if found is not None and int(found) != self.k:
             raise ValueError(f"the checkpoint is of a policy over {int(found)} blocks, the network has {self.k}")
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        own = {name: getattr(self, name) for name in ("cost", "overhead") if getattr(self, name) is not None}
+        return super().load_state_dict({**own, **state_dict}, *args, **kwargs)
 
 
 class PolicyTraining(_OnPolicy):
@@ -84,7 +98,8 @@ class PolicyTraining(_OnPolicy):
         blocks_per_epoch: how fast the curriculum frees blocks, as published one an epoch.
         ramp: share of the run over which it frees them instead; 0 uses ``blocks_per_epoch``.
         curriculum: whether there is one; without, all blocks are free from the start.
-        cost: ``[K]``, of each block; default: all the same.
+        cost: ``[K]``, of each block; default: all the same. See :func:`effkern.blockdrop.block_costs`.
+        overhead: what every image costs besides, in the same unit; see :func:`effkern.blockdrop.reward`.
         cache: bytes for what the forced blocks make of each image, kept as long as they stay the same ones; of use
             where images are not augmented and blocks are freed more slowly than one an epoch.
     """
@@ -104,13 +119,14 @@ class PolicyTraining(_OnPolicy):
         curriculum: bool = True,
         cost: Tensor | None = None,
         cache: float = 0.0,
+        overhead: float = 0.0,
     ) -> None:
-        super().__init__(net, gamma, cost)
+        super().__init__(net, gamma, cost, overhead)
         net.backbone.requires_grad_(False).eval()
         self.blocks_per_epoch, self.ramp = blocks_per_epoch, ramp
         course = Curriculum(self.k) if curriculum else None
         self.gradient = PolicyGradient(
-            net.backbone, gamma, a, beta, course, cost, entropy_form, samples, RowCache(cache)
+            net.backbone, gamma, a, beta, course, *self.prices, entropy_form, samples, RowCache(cache)
         )
         # In the checkpoint as it is, not worked out again from an epoch number.
         self.register_buffer("free_blocks", torch.tensor(1 if curriculum else self.k))
@@ -166,7 +182,8 @@ class JointTraining(_OnPolicy):
         pg_weight: see :class:`Finetune`.
         bn_stats: see :class:`Finetune`.
         policy_lr: learning rate of the policy as a multiple of the recipe's.
-        cost: ``[K]``, of each block; default: all the same.
+        cost: ``[K]``, of each block; default: all the same. See :func:`effkern.blockdrop.block_costs`.
+        overhead: what every image costs besides, in the same unit; see :func:`effkern.blockdrop.reward`.
     """
 
     def __init__(
@@ -178,10 +195,11 @@ class JointTraining(_OnPolicy):
         bn_stats: BnStats = "active",
         policy_lr: float = 1.0,
         cost: Tensor | None = None,
+        overhead: float = 0.0,
     ) -> None:
-        super().__init__(net, gamma, cost)
+        super().__init__(net, gamma, cost, overhead)
         self.policy_lr = policy_lr
-        self.objective = Finetune(gamma, a, pg_weight, bn_stats, cost)
+        self.objective = Finetune(gamma, a, pg_weight, bn_stats, *self.prices)
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Both networks, the policy at its own rate."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from effkern.blockdrop.policy import greedy
+from effkern.nn._rows import take_rows
 
 
 class Backbone(Protocol):
@@ -25,17 +28,19 @@ class BlockDropNet(nn.Module):
     Args:
         backbone: see :class:`Backbone`.
         policy: images to ``[N, K]`` logits of keeping.
+        reorder: whether images of the same decision run next to each other, so that what a block gathers lies together.
+            Scores and their order stay the same. effkern's own ops read rows where they are and gain nothing by it.
 
     Raises:
         ValueError: if the policy decides on another number of blocks.
     """
 
-    def __init__(self, backbone: nn.Module, policy: nn.Module) -> None:
+    def __init__(self, backbone: nn.Module, policy: nn.Module, reorder: bool = False) -> None:
         super().__init__()
         have, wanted = getattr(policy, "num_blocks", None), getattr(backbone, "num_blocks", None)
         if have != wanted or have is None:
             raise ValueError(f"policy and backbone must agree on num_blocks, got {have} and {wanted}")
-        self.backbone, self.policy = backbone, policy
+        self.backbone, self.policy, self.reorder = backbone, policy, reorder
 
     def decide(self, x: Tensor) -> Tensor:
         """The blocks each image runs, ``[N, K]`` bool: ``sigmoid(logit) >= 0.5``, no bounding, no sampling."""
@@ -43,4 +48,39 @@ class BlockDropNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the backbone under the policy's decision."""
-        return self.backbone(x, self.decide(x))
+        keep = self.decide(x)
+        if not self.reorder:
+            return self.backbone(x, keep)
+        order = by_pattern(keep)
+        return self.backbone(take_rows(x, order), keep[order])[order.argsort()]
+
+
+def by_pattern(keep: Tensor) -> Tensor:
+    """An order of the images, int64 ``[N]``, in which those of one decision are neighbours and keep their order.
+
+    Args:
+        keep: ``[N, K]`` bool.
+    """
+    order = torch.arange(len(keep), device=keep.device)
+    for k in range(0, keep.shape[1], 62):  # stable sorts by 62 blocks at a time, as one number each
+        part = keep[order, k : k + 62].long()
+        number = (part << torch.arange(part.shape[1], device=keep.device)).sum(1)
+        order = order[number.argsort(stable=True)]
+    return order
+
+
+@contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Inside, ``net`` is in eval mode.
+
+    Module by module, since a part (frozen batch norm) may be in another mode than the whole. A network that is in eval
+    mode already is left alone: its layers may hold packed weights that a call of train() or eval() drops.
+    """
+    modes = [(module, module.training) for module in net.modules()]
+    if any(training for _, training in modes):
+        net.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -42,6 +42,11 @@ def sample(s: Tensor, generator: torch.Generator | None = None, uniform: Tensor 
     return uniform.to(s.device) < s
 
 
+def wide(logits: Tensor) -> Tensor:
+    """16-bit logits, as autocast makes them, as float32: a draw and its log-probability must be of the same s'."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def greedy(s: Tensor) -> Tensor:
     """The more probable action: bool, True keeps the block; a tie keeps it."""
     return s >= 0.5

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,26 +12,12 @@ from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
 from effkern.blockdrop.loss import EntropyForm, leave_one_out, policy_loss, reward
-from effkern.blockdrop.network import BlockDropNet
-from effkern.blockdrop.policy import bound, greedy, sample
+from effkern.blockdrop.network import BlockDropNet, eval_mode
+from effkern.blockdrop.policy import bound, greedy, sample, wide
 from effkern.nn.residual import set_bn_over
 from effkern.training import RowCache
 
 BnStats = Literal["active", "all", "frozen"]
-
-
-@contextmanager
-def _eval_mode(net: nn.Module) -> Iterator[None]:
-    # Module by module, since a part (frozen batch norm) may be in another mode than the whole. A network that is in
-    # eval mode already is left alone: its layers may hold packed weights that a call of train() or eval() drops.
-    modes = [(module, module.training) for module in net.modules()]
-    if any(training for _, training in modes):
-        net.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @torch.no_grad()
@@ -88,7 +73,7 @@ class PolicyGradient(_Drawing):
         a: bound of the probabilities; see :func:`effkern.blockdrop.bound`.
         beta: weight of the entropy.
         curriculum: which blocks are free; default: all.
-        cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
+        cost, overhead: see :func:`effkern.blockdrop.reward`.
         entropy_form: see :func:`effkern.blockdrop.entropy`.
         samples: draws an image. One is held against the greedy decision; several against each other
             (:func:`effkern.blockdrop.leave_one_out`), without a greedy pass.
@@ -102,6 +87,7 @@ class PolicyGradient(_Drawing):
     beta: float = 0.1
     curriculum: Curriculum | None = None
     cost: Tensor | None = None
+    overhead: Tensor | float = 0.0
     entropy_form: EntropyForm = "bernoulli"
     samples: int = 1
     cache: RowCache | None = None
@@ -121,26 +107,27 @@ class PolicyGradient(_Drawing):
             uniform: ``[N, samples, K]`` numbers in [0, 1) for the draws; default: from ``generator``.
             rows: see :attr:`effkern.training.Step.rows`.
         """
-        s = torch.sigmoid(policy(x))
-        bounded = bound(s, self.a)
+        logits = wide(policy(x))
+        s = torch.sigmoid(logits.detach())
         numbers = [None] * self.samples if uniform is None else uniform.unbind(1)
-        keeps = [sample(bounded.detach(), self.generator, one) for one in numbers]
+        keeps = [sample(bound(s, self.a), self.generator, one) for one in numbers]
         if self.samples == 1:
-            keeps.append(greedy(s.detach()))
+            keeps.append(greedy(s))
         forced, free = 0, None
         if self.curriculum is not None:
             keeps = [self.curriculum.force(keep) for keep in keeps]
             forced, free = self.curriculum.forced, self.curriculum.free()
-        with _eval_mode(self.backbone):
+        with eval_mode(self.backbone):
             scores = _scores(self.backbone, x, keeps, forced, self.cache, rows)
         gains = [
-            reward(score.argmax(1) == y, keep, self.gamma, self.cost) for score, keep in zip(scores, keeps, strict=True)
+            reward(score.argmax(1) == y, keep, self.gamma, self.cost, self.overhead)
+            for score, keep in zip(scores, keeps, strict=True)
         ]
         drawn = keeps[: self.samples]
         advantages = [gains[0] - gains[1]] if self.samples == 1 else leave_one_out(torch.stack(gains)).unbind()
         self.note(torch.stack(gains[: self.samples]), torch.stack(drawn))
         losses = [
-            policy_loss(bounded, keep, advantage, free, self.beta, self.entropy_form)
+            policy_loss(logits, keep, advantage, self.a, free, self.beta, self.entropy_form)
             for keep, advantage in zip(drawn, advantages, strict=True)
         ]
         return torch.stack(losses).mean()
@@ -163,7 +150,7 @@ class Finetune(_Drawing):
         bn_stats: ``"active"``: batch statistics over the rows that run a block, which is what test time sees; only
             those rows are computed. ``"all"``: over the whole batch, dropped rows included, as published. ``"frozen"``:
             the backbone's running statistics are used and kept.
-        cost: ``[K]``, see :func:`effkern.blockdrop.reward`.
+        cost, overhead: see :func:`effkern.blockdrop.reward`.
         generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
@@ -172,6 +159,7 @@ class Finetune(_Drawing):
     pg_weight: float = 1.0
     bn_stats: BnStats = "active"
     cost: Tensor | None = None
+    overhead: Tensor | float = 0.0
 
     def __post_init__(self) -> None:
         if self.bn_stats not in ("active", "all", "frozen"):
@@ -183,19 +171,22 @@ class Finetune(_Drawing):
             raise TypeError(f"net must be a BlockDropNet, got {type(net).__name__}")
         backbone = net.backbone
         set_bn_over(backbone, "all" if self.bn_stats == "all" else "kept")
-        s = torch.sigmoid(net.policy(x))
-        bounded = bound(s, self.a)
-        drawn, best = sample(bounded.detach(), self.generator, uniform), greedy(s.detach())
-        with _eval_mode(backbone), torch.no_grad():
-            baseline = reward(backbone(x, best).argmax(1) == y, best, self.gamma, self.cost)
+        logits = wide(net.policy(x))
+        s = torch.sigmoid(logits.detach())
+        drawn, best = sample(bound(s, self.a), self.generator, uniform), greedy(s)
+        with eval_mode(backbone), torch.no_grad():
+            baseline = self._reward(backbone(x, best), y, best)
         if self.bn_stats == "frozen":
-            with _eval_mode(backbone):
+            with eval_mode(backbone):
                 scores = backbone(x, drawn)
         else:
             scores = backbone(x, drawn)
-        gain = reward(scores.detach().argmax(1) == y, drawn, self.gamma, self.cost)
+        gain = self._reward(scores.detach(), y, drawn)
         self.note(gain, drawn)
-        return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(bounded, drawn, gain - baseline)
+        return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(logits, drawn, gain - baseline, self.a)
+
+    def _reward(self, scores: Tensor, y: Tensor, keep: Tensor) -> Tensor:
+        return reward(scores.argmax(1) == y, keep, self.gamma, self.cost, self.overhead)
 
 
 @dataclass(frozen=True)
@@ -245,7 +236,7 @@ def evaluate(
     """
     keeps, right, labels = [], [], []
     modules = [net for net in (backbone, decide) if isinstance(net, nn.Module)]
-    with _eval_mode(nn.ModuleList(modules)):
+    with eval_mode(nn.ModuleList(modules)):
         for x, y in batches:
             keep = decide(x)
             keep = greedy(torch.sigmoid(keep)) if keep.is_floating_point() else keep.bool()

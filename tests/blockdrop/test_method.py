@@ -128,6 +128,8 @@ def test_reward_of_an_evaluation_by_hand():
     # right with one of two blocks; wrong; wrong; right with none
     assert metrics["reward"] == pytest.approx((0.75 - 3 - 3 + 1) / 4)
     assert (metrics["top1"], metrics["blocks"], metrics["patterns"]) == (50.0, 0.5, 2)
+    # While the first block is not yet free it runs for every image.
+    assert (metrics["top1_forced"], metrics["blocks_forced"]) == (50.0, 1.0)
 
 
 def test_passes_without_gradient_run_the_skip_ops(monkeypatch):

@@ -40,6 +40,23 @@ def test_reward_by_cost():
     torch.testing.assert_close(got, torch.tensor([1 - 0.75**2, 1 - 0.25**2]))
 
 
+def test_reward_with_what_every_image_costs():
+    keep = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1]])
+    got = reward(torch.ones(3), keep, cost=torch.tensor([1, 2, 5]), overhead=2)
+    torch.testing.assert_close(got, torch.tensor([1 - 0.8**2, 1 - 0.2**2, 0]))
+    torch.testing.assert_close(reward(torch.ones(3), keep, overhead=1.0), torch.tensor([1 - 0.75**2, 1 - 0.25**2, 0]))
+    with pytest.raises(ValueError, match="overhead must be at least 0, got -1"):
+        reward(torch.ones(3), keep, overhead=-1)
+
+
+def test_reward_keeps_its_precision_under_autocast():
+    keep = torch.rand(8, 54) < 0.5
+    cost = torch.rand(54)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = reward(torch.ones(8), keep, cost=cost)
+    assert got.dtype == torch.float32 and torch.equal(got, reward(torch.ones(8), keep, cost=cost))
+
+
 def test_reward_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match=r"correct must be \[B\]"):
         reward(torch.ones(3), torch.ones(2, 4))
@@ -74,24 +91,52 @@ def test_sample_has_the_asked_rate_and_is_reproducible():
     assert torch.equal(draw, sample(s, torch.Generator().manual_seed(0)))
 
 
-def test_log_probability_is_minus_binary_cross_entropy():
-    s, u = torch.rand(5, 3, dtype=torch.float64), torch.rand(5, 3) < 0.5
-    want = -torch.nn.functional.binary_cross_entropy(s, u.double(), reduction="none")
-    torch.testing.assert_close(log_probability(s, u), want)
+@pytest.mark.parametrize("a", [0.7, 0.8, 1.0])
+def test_log_probability_is_minus_binary_cross_entropy(a):
+    z, u = 2 * torch.randn(5, 3, dtype=torch.float64), torch.rand(5, 3) < 0.5
+    want = -torch.nn.functional.binary_cross_entropy(bound(torch.sigmoid(z), a), u.double(), reduction="none")
+    torch.testing.assert_close(log_probability(z, u, a), want)
 
 
 def test_entropy_forms():
-    half = torch.tensor([0.5])
-    assert entropy(half).item() == pytest.approx(math.log(2))
-    assert entropy(half, "published").item() == pytest.approx(0.5 * math.log(2))
-    s = torch.tensor([0.5], requires_grad=True)
-    (grad,) = torch.autograd.grad(entropy(s, "published").sum(), s)
-    assert grad.item() == pytest.approx(math.log(2) - 1)  # pushes towards dropping
-    (grad,) = torch.autograd.grad(entropy(s).sum(), s)
+    z = torch.randn(20, dtype=torch.float64)
+    for a in (0.6, 0.8, 1.0):
+        p = bound(torch.sigmoid(z), a)
+        torch.testing.assert_close(entropy(z, a), -p * p.log() - (1 - p) * (1 - p).log())
+        torch.testing.assert_close(entropy(z, a, "published"), -p * p.log())
+    even = torch.zeros(1, requires_grad=True)
+    assert entropy(even).item() == pytest.approx(math.log(2))
+    (grad,) = torch.autograd.grad(entropy(even, form="published").sum(), even)
+    assert grad.item() == pytest.approx(0.6 * 0.25 * (math.log(2) - 1))  # pushes towards dropping
+    (grad,) = torch.autograd.grad(entropy(even).sum(), even)
     assert grad.item() == pytest.approx(0, abs=1e-6)
-    assert entropy(torch.tensor([0.0, 1.0])).tolist() == [0, 0]
     with pytest.raises(ValueError, match="form"):
-        entropy(half, "shannon")
+        entropy(even, form="shannon")
+
+
+@pytest.mark.parametrize("a", [0.8, 1.0])
+def test_nothing_overflows_however_sure_the_policy_is(a):
+    """With a = 1 the probabilities of an improbable draw are below float32; its logarithm is the logit."""
+    z = torch.tensor([[-1e4, -200.0, -20.0, 0.0, 20.0, 200.0, 1e4]], requires_grad=True)
+    for keep in (torch.ones(1, 7), torch.zeros(1, 7)):
+        for form in ("bernoulli", "published"):
+            loss = policy_loss(z, keep, torch.ones(1), a, beta=0.1, entropy_form=form)
+            (grad,) = torch.autograd.grad(loss, z)
+            assert loss.isfinite() and grad.isfinite().all()
+    if a == 1:
+        kept = log_probability(z, torch.ones(1, 7), a).detach()
+        torch.testing.assert_close(kept[0, :2], z.detach()[0, :2])
+        assert torch.equal(kept[0, 5:], torch.zeros(2)) and 0 > kept[0, 4] > -1e-8
+
+
+def test_gradients_by_differences():
+    """Of the loss with its entropy and its mask, against central differences in double precision."""
+    z = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    keep, gain = torch.rand(3, 5) < 0.5, torch.randn(3, dtype=torch.float64)
+    free = torch.tensor([False, True, True, False, True])
+    for form in ("bernoulli", "published"):
+        for a in (0.8, 1.0):
+            assert torch.autograd.gradcheck(lambda z, a=a, form=form: policy_loss(z, keep, gain, a, free, 0.3, form), z)
 
 
 def decisions(k: int) -> Tensor:
@@ -130,7 +175,8 @@ def test_expected_gradient_is_that_of_the_expected_reward(k, curriculum):
     for i, decision in enumerate(u):
         for b in range(len(logits)):
             keep = (decision | ~free).unsqueeze(0)
-            loss = policy_loss(s[b : b + 1], keep, run[b, i : i + 1] - baseline[b : b + 1], free)
+            advantage = run[b, i : i + 1] - baseline[b : b + 1]
+            loss = policy_loss(logits[b : b + 1], keep, advantage, free=free)
             (grad,) = torch.autograd.grad(loss, logits, retain_graph=True)
             got += probability(s[b : b + 1].detach(), decision.unsqueeze(0)).item() * grad / len(logits)
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
@@ -144,34 +190,34 @@ def test_sampled_gradient_points_the_exact_way():
     (want,) = torch.autograd.grad(-(probability(s, decisions(k)) * table).sum(), logits, retain_graph=True)
     keep = sample(s.detach().expand(draws, k), torch.Generator().manual_seed(1))
     gain = table[0][(keep.long() * 2 ** torch.arange(k - 1, -1, -1)).sum(1)]
-    (got,) = torch.autograd.grad(policy_loss(s.expand(draws, k), keep, gain - gain.mean()), logits)
+    (got,) = torch.autograd.grad(policy_loss(logits.expand(draws, k), keep, gain - gain.mean()), logits)
     assert torch.cosine_similarity(got, want).item() > 0.999
 
 
 def test_forced_units_get_no_gradient_from_the_entropy_either():
-    s = torch.rand(4, 5, requires_grad=True)
+    z = torch.randn(4, 5, requires_grad=True)
     free = torch.tensor([False, False, True, True, True])
-    policy_loss(s, torch.rand(4, 5) < 0.5, torch.randn(4), free, beta=0.1).backward()
-    assert torch.equal(s.grad[:, :2], torch.zeros(4, 2))
-    assert (s.grad[:, 2:] != 0).all()
+    policy_loss(z, torch.rand(4, 5) < 0.5, torch.randn(4), free=free, beta=0.1).backward()
+    assert torch.equal(z.grad[:, :2], torch.zeros(4, 2))
+    assert (z.grad[:, 2:] != 0).all()
 
 
 def test_loss_does_not_depend_on_the_batch_size():
-    s, keep, gain = torch.rand(4, 5), torch.rand(4, 5) < 0.5, torch.randn(4)
-    once = policy_loss(s, keep, gain, beta=0.1)
-    twice = policy_loss(s.repeat(2, 1), keep.repeat(2, 1), gain.repeat(2), beta=0.1)
+    z, keep, gain = torch.randn(4, 5), torch.rand(4, 5) < 0.5, torch.randn(4)
+    once = policy_loss(z, keep, gain, beta=0.1)
+    twice = policy_loss(z.repeat(2, 1), keep.repeat(2, 1), gain.repeat(2), beta=0.1)
     torch.testing.assert_close(once, twice)
 
 
 def test_advantage_is_constant_and_per_sample():
-    s, keep = torch.rand(4, 5, requires_grad=True), torch.rand(4, 5) < 0.5
+    z, keep = torch.randn(4, 5, requires_grad=True), torch.rand(4, 5) < 0.5
     gain = torch.randn(4, requires_grad=True)
-    policy_loss(s, keep, gain).backward()
+    policy_loss(z, keep, gain).backward()
     assert gain.grad is None
     with pytest.raises(ValueError, match=r"advantage \[B\]"):
-        policy_loss(s, keep, torch.randn(4, 5))
+        policy_loss(z, keep, torch.randn(4, 5))
     with pytest.raises(ValueError, match=r"free must be \[5\]"):
-        policy_loss(s, keep, torch.randn(4), torch.ones(4, dtype=torch.bool))
+        policy_loss(z, keep, torch.randn(4), free=torch.ones(4, dtype=torch.bool))
 
 
 def test_policy_net_has_only_parameters_that_are_trained():
@@ -198,7 +244,7 @@ def test_leave_one_out_is_unbiased():
     s, u = bound(torch.sigmoid(logits)), decisions(k)
     pi = probability(s, u)[0]
     (want,) = torch.autograd.grad(-(pi * table[0]).sum(), logits, retain_graph=True)
-    fixed, rows = pi.detach(), s.expand(2, k)
+    fixed, rows = pi.detach(), logits.expand(2, k)
     got = torch.zeros_like(want)
     for i, j in itertools.product(range(2**k), repeat=2):
         advantages = leave_one_out(table[:, [i, j]].T)[:, 0]
@@ -212,7 +258,7 @@ def test_logit_gradient_by_hand():
     """For u = 1 and a = 0.8 it is -A 3s(1-s)/(3s+1), at most |A|/3, where s = 1/3."""
     s = torch.tensor([[0.1, 1 / 3, 0.9]], dtype=torch.float64)
     logits = torch.logit(s).requires_grad_()
-    policy_loss(bound(torch.sigmoid(logits), 0.8), torch.ones(1, 3), torch.tensor([2.0])).backward()
+    policy_loss(logits, torch.ones(1, 3), torch.tensor([2.0])).backward()
     torch.testing.assert_close(logits.grad, -2 * 3 * s * (1 - s) / (3 * s + 1))
     assert logits.grad.abs().max().item() == pytest.approx(2 / 3)
 
@@ -234,6 +280,16 @@ def test_the_large_policy_is_a_resnet10_that_begins_as_a_resnet18():
     # 2.7 % of ResNet-101's 7.80 G are stated with a last map of 3x3; padded convolutions make it 4x4.
     macs = count_macs(policy, torch.zeros(1, 3, 224, 224))
     assert 0.027 < macs / 7.80e9 < 0.031
+
+
+def test_the_cifar_policy_costs_what_was_published():
+    """12.2 M multiply-adds: 17.8 % of ResNet-32, 4.8 % of ResNet-110; a block of theirs 4.72 M, or 3.54 M."""
+    macs = count_macs(PolicyNet(15), torch.zeros(1, 3, 32, 32))
+    assert macs == pytest.approx(12.2e6, rel=5e-3)
+    for name, share in (("resnet32", 0.178), ("resnet110", 0.048)):
+        always, blocks = create_model(name, shortcut="pool").block_macs((3, 32, 32))
+        assert macs / (always + sum(blocks)) == pytest.approx(share, abs=6e-4)
+        assert {round(block / 1e6, 2) for block in blocks} == {4.72, 3.54} and blocks.count(min(blocks)) == 2
 
 
 def test_weights_of_another_network_are_refused_by_name():

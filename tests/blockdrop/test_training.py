@@ -6,8 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from effkern.blockdrop import BlockDropNet, Curriculum, Finetune, PolicyGradient, PolicyNet, bound, evaluate, sample
+from effkern.blockdrop import (
+    BlockDropNet,
+    Curriculum,
+    Finetune,
+    PolicyGradient,
+    PolicyNet,
+    bound,
+    by_pattern,
+    evaluate,
+    sample,
+)
 from effkern.models import create_model
+from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
 from effkern.training import Recipe, fit
 
@@ -87,6 +98,63 @@ def test_forced_blocks_run_in_both_actions():
     head = agent.linear.weight.grad
     assert torch.equal(head[:3], torch.zeros_like(head[:3]))
     assert (head[3:] != 0).any()
+
+
+def chances(agent: nn.Module, x: Tensor, a: float) -> tuple[Tensor, Tensor]:
+    """What the policy says, and the probabilities it draws with, written out."""
+    s = torch.sigmoid(agent(x).detach())
+    return s, a * s + (1 - a) * (1 - s)
+
+
+def gains(right: Tensor, keep: Tensor, gamma: float) -> Tensor:
+    return torch.where(right, 1 - (keep.sum(1) / K) ** 2, torch.tensor(-gamma))
+
+
+def log_pi(p: Tensor, u: Tensor) -> Tensor:
+    return u * p.log() + (1 - u.float()) * (1 - p).log()
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_phase_a_by_hand(samples):
+    """Reward, baseline, mask and entropy put together: -mean A sum log pi - beta mean sum H, over the free units."""
+    agent, net, (x, y), forced = policy().eval(), Depends(), batch(16), 2
+    y = (y > 4).long()
+    uniform = torch.rand(16, samples, K)
+    loss = PolicyGradient(net, 2.0, 0.7, 0.3, Curriculum(K, K - forced), samples=samples)
+    got = loss(agent, x, y, uniform)
+    s, p = chances(agent, x, 0.7)
+
+    def gain(u: Tensor) -> tuple[Tensor, Tensor]:
+        keep = torch.cat([torch.ones(16, forced, dtype=torch.bool), u[:, forced:]], 1)
+        return gains(net(x, keep).argmax(1) == y, keep, 2.0), keep
+
+    drawn = [gain(uniform[:, i] < p) for i in range(samples)]
+    if samples == 1:
+        advantages = [drawn[0][0] - gain(s >= 0.5)[0]]
+    else:
+        advantages = [r - sum(o for j, (o, _) in enumerate(drawn) if j != i) / 2 for i, (r, _) in enumerate(drawn)]
+    scores = [(a * log_pi(p, u)[:, forced:].sum(1)).mean() for a, (_, u) in zip(advantages, drawn, strict=True)]
+    spread = -(p * p.log() + (1 - p) * (1 - p).log())[:, forced:].sum(1).mean()
+    torch.testing.assert_close(got, -sum(scores) / samples - 0.3 * spread)
+    assert any(a.any() for a in advantages), "no draw was better or worse: the test says nothing"
+    assert loss.rewards == [pytest.approx(float(torch.stack([r for r, _ in drawn]).mean()))]
+    assert loss.usages == [pytest.approx(float(torch.stack([u for _, u in drawn]).float().mean()))]
+
+
+def test_phase_b_by_hand():
+    """Cross-entropy of the drawn path plus the weighted policy gradient, without entropy."""
+    net, agent, (x, y) = backbone().eval(), policy().eval(), batch(32)
+    with torch.no_grad():
+        y = torch.where(torch.arange(32) % 2 == 0, net(x).argmax(1), y)  # right now and then
+    uniform = torch.rand(32, K)
+    s, p = chances(agent, x, 0.7)
+    drawn, best = uniform < p, s >= 0.5
+    scores = net(x, drawn)
+    advantage = gains(scores.argmax(1) == y, drawn, 2.0) - gains(net(x, best).argmax(1) == y, best, 2.0)
+    assert advantage.unique().numel() > 2
+    want = torch.nn.functional.cross_entropy(scores, y) - 3 * (advantage * log_pi(p, drawn).sum(1)).mean()
+    joint = BlockDropNet(net, agent).eval()
+    torch.testing.assert_close(Finetune(2.0, 0.7, pg_weight=3.0)(joint, x, y, uniform), want)
 
 
 def test_phase_a_leaves_the_backbone_bit_for_bit():
@@ -199,6 +267,33 @@ def test_deployed_network_is_deterministic_and_copies():
         keep = net.decide(x)
         assert keep.dtype == torch.bool and keep.shape == (8, K)
         torch.testing.assert_close(net.backbone(x, keep), first)
+
+
+def test_images_of_a_decision_become_neighbours():
+    kinds = torch.rand(5, 130) < 0.5
+    kinds[1] = kinds[0]
+    kinds[1, 129] = ~kinds[0, 129]  # told apart by the last block alone
+    keep = kinds[torch.randint(5, (40,))]
+    order = by_pattern(keep)
+    sorted_keep = keep[order]
+    changes = (sorted_keep[1:] != sorted_keep[:-1]).any(1)
+    assert int(changes.sum()) + 1 == len(keep.unique(dim=0)) and order.unique().numel() == 40
+    assert all(changes[i] or order[i] < order[i + 1] for i in range(39))
+    assert by_pattern(torch.zeros(0, 3, dtype=torch.bool)).shape == (0,)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_reordering_changes_no_bit(layout):
+    agent, (x, _) = policy(), batch(24)
+    with torch.no_grad():
+        agent.linear.bias -= agent.eval()(x).mean(0)  # no block that all images keep or drop
+    net = BlockDropNet(skip_form(backbone()), agent).to(memory_format=layout).eval()
+    other = BlockDropNet(net.backbone, agent, reorder=True).eval()
+    seen = []
+    net.backbone.register_forward_pre_hook(lambda m, args: seen.append(args[1]))
+    with torch.no_grad():
+        assert torch.equal(net(x), other(x))
+    assert len(seen[0].unique(dim=0)) > 2 and not torch.equal(*seen)
 
 
 def test_evaluate_counts():

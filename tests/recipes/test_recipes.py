@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from effkern import cli
 from effkern.data import load_digits
@@ -108,6 +109,27 @@ def test_mistakes_are_one_line(change, status, message, tmp_path, capsys):
     assert message in said and len(said.splitlines()) == 1
 
 
+def test_stochastic_depth_leaves_a_plain_network_too(tmp_path, capsys):
+    """The scale of inference is part of its weights; a checkpoint knows which scale it was trained with."""
+    assert cli.main(command("stochastic-depth", tmp_path)) == 0
+    final, plain = (load_weights(tmp_path / "train" / f"{name}.safetensors") for name in ("final", "deployed"))
+    scaled = {f"layer{i + 1}.0.bn2.{part}": p for i, p in enumerate((0.9, 0.8, 0.7)) for part in ("weight", "bias")}
+    assert final.keys() == plain.keys()
+    for name, tensor in final.items():
+        torch.testing.assert_close(plain[name], tensor * scaled[name] if name in scaled else tensor)
+    assert cli.main(command("stochastic-depth", tmp_path, "depth.scale=inverted")) == 1
+    assert "another configuration (depth.scale: 'original', now 'inverted')" in capsys.readouterr().err
+
+
+def test_rewards_may_count_work_or_time(tmp_path, capsys):
+    change = ["policy.cost=time", "joint.cost=macs", "joint.overhead=true", "run.norms=true", "run.log_every=1"]
+    assert cli.main(command("blockdrop", tmp_path, *change)) == 0
+    lines = (tmp_path / "joint" / "train.csv").read_text().splitlines()
+    assert {"grad_norm", "weight_change"} <= set(lines[0].split(",")) and len(lines) == 5
+    assert cli.main(command("blockdrop", tmp_path / "other", "policy.overhead=true")) == 1
+    assert "policy.overhead: needs policy.cost = 'macs' or 'time'" in capsys.readouterr().err
+
+
 def test_what_is_not_there_is_listed(tmp_path, capsys):
     for arguments, message in (
         (["train", "blockdorp", "--data", "digits"], "'blockdorp': must be one of blockdrop"),
@@ -167,7 +189,7 @@ def test_torchrun_runs_the_same_command(tmp_path):
 
 
 def test_gates_learn_on_images_held_out_and_meet_their_budget(tmp_path):
-    change = ["supernet.held_out=0.2", "gate.seen=0.1", "gate.train.epochs=3", "gate.budget=0.85"]
+    change = ["supernet.held_out=0.2", "gate.seen=0.1", "gate.train.epochs=3", "gate.train.ema=0.5", "gate.budget=0.85"]
     assert cli.main(command("dsnet", tmp_path, *change)) == 0
     phases = json.loads((tmp_path / "result.json").read_text())["phases"]
     assert phases["supernet"]["planned"] == 3  # a fifth of 990 // 64 steps

@@ -10,11 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTraining, load_first_blocks
+from effkern.blockdrop import (
+    BlockDropNet,
+    JointTraining,
+    PolicyNet,
+    PolicyTraining,
+    block_costs,
+    load_first_blocks,
+)
 from effkern.blockdrop.loss import EntropyForm
 from effkern.blockdrop.train import BnStats
 from effkern.data import Dataset
-from effkern.models.resnet import ResNet
 from effkern.nn import skip_form
 from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network, read_weights
@@ -23,6 +29,10 @@ from effkern.stochastic_depth.schedule import Form
 from effkern.training import Method, Recipe, Supervised
 
 __all__ = ["Config", "phases"]
+
+
+#: What the reward counts: blocks, their multiply-adds, or the time they take on the machine that begins the phase.
+Cost = Literal["blocks", "macs", "time"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ class PolicyConfig:
 
     Attributes:
         weights: file of a trained residual network whose stem and first blocks a ``large`` policy begins with.
+        overhead: whether the reward counts what every image costs besides, the policy network included.
     """
 
     train: Recipe
@@ -65,12 +76,13 @@ class PolicyConfig:
     curriculum: bool = True
     blocks_per_epoch: float = 1.0
     ramp: float = 0.0
-    cost: Literal["blocks", "macs"] = "blocks"
+    cost: Cost = "blocks"
+    overhead: bool = False
 
 
 @dataclass(frozen=True)
 class JointConfig:
-    """Phase B; see :class:`effkern.blockdrop.JointTraining`."""
+    """Phase B; see :class:`effkern.blockdrop.JointTraining` and, of ``cost`` and ``overhead``, `PolicyConfig`."""
 
     train: Recipe
     gamma: float = 5.0
@@ -78,7 +90,8 @@ class JointConfig:
     pg_weight: float = 1.0
     bn_stats: BnStats = "active"
     policy_lr: float = 1.0
-    cost: Literal["blocks", "macs"] = "blocks"
+    cost: Cost = "blocks"
+    overhead: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,15 @@ class Config:
 
 
 def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, Tensor]]) -> Sequence[Phase]:
-    """Base, policy, joint."""
+    """Base, policy, joint.
+
+    Raises:
+        ValueError: if overhead is to be counted in blocks.
+    """
+    learning: dict[str, PolicyConfig | JointConfig] = {"policy": config.policy, "joint": config.joint}
+    for name, chosen in learning.items():
+        if chosen.overhead and chosen.cost == "blocks":
+            raise ValueError(f"{name}.overhead: needs {name}.cost = 'macs' or 'time', as it is no number of blocks")
 
     def base() -> Method:
         network = load_network(config.network, data, _base_seed(config))
@@ -130,14 +151,15 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             load_first_blocks(policy, read_weights(Path(chosen.weights)))
         return BlockDropNet(network, policy.to(memory_format=torch.channels_last))
 
-    def cost(network: nn.Module, kind: str) -> Tensor | None:
-        if kind == "blocks":
-            return None
-        assert isinstance(network, ResNet)
-        return torch.tensor(network.block_macs(data.image_shape)[1], dtype=torch.float32)
+    def prices(net: BlockDropNet, chosen: PolicyConfig | JointConfig) -> tuple[Tensor | None, float]:
+        if chosen.cost == "blocks":
+            return None, 0.0
+        each, rest = block_costs(net, data.image_shape, chosen.cost)
+        return each, rest if chosen.overhead else 0.0
 
     def policy() -> Method:
         both, chosen = net(), config.policy
+        cost, overhead = prices(both, chosen)
         return PolicyTraining(
             both,
             chosen.gamma,
@@ -148,15 +170,17 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             chosen.blocks_per_epoch,
             chosen.ramp,
             chosen.curriculum,
-            cost(both.backbone, chosen.cost),
+            cost,
             config.run.cache_gb * 1e9,
+            overhead,
         )
 
     def joint() -> Method:
         both, chosen = net(), config.joint
         both.load_state_dict(outcome("policy"))
-        costs = cost(both.backbone, chosen.cost)
-        return JointTraining(both, chosen.gamma, chosen.a, chosen.pg_weight, chosen.bn_stats, chosen.policy_lr, costs)
+        return JointTraining(
+            both, chosen.gamma, chosen.a, chosen.pg_weight, chosen.bn_stats, chosen.policy_lr, *prices(both, chosen)
+        )
 
     before = ("network", "base")
     first = [] if config.base.train is None else [Phase("base", config.base.train, base, before)]
