@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ from effkern.inference import optimize
 from effkern.models import create_model
 from effkern.models.resnet import ResNet
 from effkern.nn import skip_form
+from effkern.nn.residual import set_bn_over
 from effkern.recipes.blockdrop import Config
 from effkern.report.plots import block_usage, curves, who_used_what
 from effkern.training import Step, Timing, count_macs, load_config, load_weights, measure
@@ -40,6 +42,8 @@ GAMMAS = (2.0, 5.0, 10.0, 20.0)
 CHOSEN = 5.0
 BATCHES = (1, 8, 64, 256)
 LARGE_BATCHES = (1, 8, 32)
+USAGES = (1.0, 0.75, 0.5, 0.3)
+STATISTICS = ("active", "all", "frozen")
 SEEDS = (0, 1, 2)
 COURSES = {
     "curriculum": ["policy.curriculum=true"],
@@ -65,6 +69,10 @@ def pieces(quick: bool) -> list[Piece]:
         settings = [*add, f"joint.gamma={gamma}"]
         result.append(Piece(f"gamma {gamma:g}", settings, partial(train_gamma, gamma=gamma, settings=settings)))
     result.append(Piece("analysis", add, partial(analyse, settings=add)))
+    for kind in STATISTICS:
+        settings = [*add, f"joint.gamma={CHOSEN}", "joint.train.lr=1e-3", "joint.train.schedule=constant"]
+        settings += ["joint.policy_lr=1.0", f"joint.bn_stats={kind}"]
+        result.append(Piece(f"two steps, {kind}", settings, partial(two_steps, kind=kind, settings=settings)))
     for seed, (name, course) in itertools.product(seeds, COURSES.items()):
         settings = [*course, *(f"{phase}.train.seed={seed}" for phase in ("base", "policy", "joint")), *add]
         make = partial(train_course, name=name, seed=seed, settings=settings)
@@ -98,6 +106,22 @@ def train_gamma(context: Context, before: Mapping[str, Any], gamma: float, setti
     shared = [] if key == after else ["base", "policy"]
     found = context.train(key, "blockdrop", "config", with_dense(context, settings), after, shared)["phases"]
     return {name: {"seconds": phase["seconds"], **phase["test"]} for name, phase in found.items()}
+
+
+def two_steps(context: Context, before: Mapping[str, Any], kind: str, settings: list[str]) -> dict[str, Any]:
+    """The first two steps of the joint phase at a high rate: what the kind of batch statistics alone does."""
+    batch = load_config(Config, context.config("config"), settings).joint.train.batch_size
+    length = f"joint.train.epochs={2.2 / (len(context.data.train) // batch)}"
+    key, after = f"two-steps-{kind}", f"gamma-{CHOSEN:g}"
+    found = context.train(
+        key, "blockdrop", "config", with_dense(context, [*settings, length]), after, ["base", "policy"]
+    )
+    phases = found["phases"]
+    return {
+        "steps": phases["joint"]["steps"],
+        **{name: phases[name]["test"]["top1"] for name in ("policy", "joint")},
+        "blocks": phases["joint"]["test"]["blocks"],
+    }
 
 
 def train_course(
@@ -218,15 +242,28 @@ def times(
     skipping = frozen(skip_form(dense).to(memory_format=torch.channels_last))
     nets: dict[str, Any] = {"blockdrop": frozen(net), "dense, skip ops": skipping, "dense, optimized": optimize(dense)}
     nets |= {f"PyTorch, {name}": form for name, form in eager.items()}
-    masked = BlockDropNet(dense, PolicyNet(dense.num_blocks))
-    masked.policy = net.policy
-    nets["masked"] = masked.eval()
+    # What else can be done with a decision in plain PyTorch: compute all and choose, gather, or go image by image.
+    nets["masked"] = BlockDropNet(dense, net.policy).eval()
+    gathering = copy.deepcopy(dense)
+    set_bn_over(gathering, "kept")
+    nets["gathered"] = BlockDropNet(gathering, net.policy).eval()
+    nets["image by image"] = partial(_image_by_image, nets["masked"])
     rows = []
     for size in batches:
         parts = batches_of(images, size)
         found = measure({name: Cycle(one, parts) for name, one in nets.items()}, seconds=seconds)
         rows.append({"batch": size, **_left({name: time.per(size) for name, time in found.items()})})
     return rows
+
+
+def _image_by_image(net: BlockDropNet, x: Tensor) -> Tensor:
+    keep, scores = net.decide(x).tolist(), []
+    for image, decision in zip(x.split(1), keep, strict=True):
+        state = net.backbone.stem(image)  # type: ignore[operator]
+        for block, runs in zip(net.backbone.blocks(), decision, strict=True):  # type: ignore[operator]
+            state = block(state) if runs else block.shortcut(state)
+        scores.append(net.backbone.head(state))  # type: ignore[operator]
+    return torch.cat(scores)
 
 
 def _left(found: Mapping[str, Timing]) -> dict[str, Any]:
@@ -289,11 +326,11 @@ def large_times(
     for size in batches:
         x = torch.randn(size, 3, side, side).to(memory_format=torch.channels_last)
         functions: dict[str, Callable[[], Any]] = {"dense": partial(skipping, x)}
-        for usage in (1.0, 0.75, 0.5):
+        for usage in USAGES:
             keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
             functions[f"usage {usage}"] = partial(_decided, policy, skipping, x, keep)
         found = measure(functions, seconds=seconds)
-        for usage in (1.0, 0.75, 0.5):
+        for usage in USAGES:
             keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
             run = always + float(keep.double().mean(0) @ torch.tensor(each, dtype=torch.float64)) + own
             left = found[f"usage {usage}"].median_ms / found["dense"].median_ms
@@ -311,7 +348,7 @@ def _decided(policy: nn.Module, backbone: nn.Module, x: Tensor, keep: Tensor) ->
 
 
 def headline(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What the issue's readers look for first."""
+    """Dense and learned, side by side."""
     result: dict[str, Any] = {}
     if "dense" in made:
         result["dense"] = {"top1": made["dense"]["top1"]}
@@ -387,6 +424,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         plots["blocks.png"] = block_usage(found["by_block"])
     if "time" in made:
         left = made.get("analysis", {}).get("macs", {}).get("left")
+        forms = ("masked", "gathered", "image by image")
         rows = [
             [
                 r["batch"],
@@ -394,18 +432,31 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
                 r["time_left"],
                 None if left is None else r["time_left"] - left,
                 r["of_pytorch"],
-                r["ms"]["masked"],
+                *(r["ms"].get(form) for form in forms),
             ]
             for r in made["time"]
         ]
-        heads = ["batch", "ms an image", "time left", "less MACs left", "of dense PyTorch", "masked, ms"]
+        heads = [
+            "batch",
+            "ms an image",
+            "time left",
+            "less MACs left",
+            "of dense PyTorch",
+            *(f"{form}, ms" for form in forms),
+        ]
         parts.append(
-            "Time, policy included, against the faster dense form of effkern and of PyTorch:\n\n" + table(heads, rows)
+            "Time, policy included, against the faster dense form of effkern and of PyTorch; the last columns are the "
+            "same decisions in plain PyTorch:\n\n" + table(heads, rows)
         )
     if "step time" in made:
         parts.append(
             "Time of a training step:\n\n" + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
         )
+    steps = {kind: made[f"two steps, {kind}"] for kind in STATISTICS if f"two steps, {kind}" in made}
+    if steps:
+        rows = [[kind, one["policy"], one["joint"], one["blocks"]] for kind, one in steps.items()]
+        heads = ["batch statistics", "before, %", "after, %", "blocks"]
+        parts.append("The first two steps of the joint phase, with Adam at 1e-3:\n\n" + table(heads, rows))
     parts += _course_part(made, plots)
     if "resnet101" in made:
         rows = [

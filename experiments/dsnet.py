@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from effkern.models import create_model
 from effkern.nn import SwitchableBatchNorm2d
 from effkern.recipes.dsnet import Config
 from effkern.report.plots import curves
-from effkern.training import load_config, load_weights, measure
+from effkern.training import load_config, load_weights, measure, say
 from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
 
 SEEDS = (0, 1, 2)
@@ -38,6 +39,10 @@ GATES = {
 }
 CHOSEN = "sgs, balanced"
 BUDGETS = (0.3, 0.5, 0.7)
+#: Norm and learning rate of the trainings whose stability is compared, over so many passes; steps that are looked at.
+STABILITY = (("batch", 0.5), ("group", 0.3), ("group", 0.5), ("group", 1.0))
+STABILITY_EPOCHS, STABILITY_STEPS = 0.75, 150
+CHANCE = 20.0  # %: a network that is no better at its widest has diverged
 BATCHES = (1, 8, 64)
 LARGE_BATCHES = (1, 8, 32)
 QUICK = [
@@ -79,6 +84,13 @@ def pieces(quick: bool) -> list[Piece]:
             ]
             make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
             result.append(Piece(f"alone {width}, seed {seed}", settings, make))
+    forms_of = itertools.product(seeds, STABILITY[-1:] if quick else STABILITY, ("bootstrapping", "distillation"))
+    for seed, (norm, rate), target in forms_of:
+        settings = [*add, *TEACHERS[target], f"network.options.norm='{norm}'", f"supernet.train.lr={rate}"]
+        settings += _length(0.3 if quick else STABILITY_EPOCHS, seed)
+        key = f"stability-{norm}-{rate}-{target}-{seed}"
+        make = partial(train_watched, key=key, settings=settings)
+        result.append(Piece(f"stability {norm} norm, rate {rate}, {target}, seed {seed}", settings, make))
     seconds = 0.2 if quick else 40.0
     key = f"gate-{CHOSEN}, budget {budgets[-1] if quick else 0.5}-{seeds[0]}".replace(", ", "-").replace(" ", "_")
     batches, large = ((1, 8), (1,)) if quick else (BATCHES, LARGE_BATCHES)
@@ -101,18 +113,36 @@ def train_supernet(context: Context, before: Mapping[str, Any], key: str, settin
     """A supernet, without gates."""
     phase = context.train(key, "dsnet", "supernet", [s for s in settings if not s.startswith("gate.")])["phases"]
     found = phase["supernet"]
-    return {"top1_by_width": found["top1_by_width"], "seconds": found["seconds"], "slim_loss": _deviation(context, key)}
+    return {"top1_by_width": found["top1_by_width"], "seconds": found["seconds"]}
 
 
-def _deviation(context: Context, key: str) -> float | None:
-    """Standard deviation of the slimmest width's loss over the first 150 steps."""
+def train_watched(context: Context, before: Mapping[str, Any], key: str, settings: list[str]) -> dict[str, Any]:
+    """A supernet whose every step is logged; it may diverge."""
+    top1: list[float] | None = None
+    try:
+        watched = [*settings, "run.log_every=1", "run.norms=true"]
+        phases = context.train(key, "dsnet", "supernet", [s for s in watched if not s.startswith("gate.")])["phases"]
+        top1 = phases["supernet"]["top1_by_width"]
+    except FloatingPointError as error:
+        say(str(error))
     lines = (context.runs / key / "supernet" / "train.csv").read_text().splitlines()
-    heads = lines[0].split(",")
-    if "loss_slimmest" not in heads:
-        return None
-    rows = [line.split(",") for line in lines[1:]]
-    values = [float(row[heads.index("loss_slimmest")]) for row in rows if int(row[0]) <= 150]
-    return float(torch.tensor(values).std()) if len(values) > 1 else None
+    heads, rows = lines[0].split(","), [line.split(",") for line in lines[1:]]
+    columns = {
+        name: [float(row[heads.index(name)]) for row in rows[:STABILITY_STEPS]]
+        for name in ("loss_slimmest", "grad_norm", "weight_change")
+    }
+    found = {
+        "slim_loss_deviation": stdev(columns["loss_slimmest"]) if len(rows) > 1 else math.nan,
+        "grad_norm": mean(columns["grad_norm"]),
+        "grad_norm_most": max(columns["grad_norm"]),
+        "weight_change": mean(columns["weight_change"]),
+    }
+    return {
+        "diverged": top1 is None or top1[-1] < CHANCE,
+        "steps": len(rows),
+        "top1_by_width": top1,
+        **{name: value if math.isfinite(value) else None for name, value in found.items()},
+    }
 
 
 def train_gate(
@@ -260,25 +290,20 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     parts, plots = [], {}
     supernets, alone, gates = (_grouped(made, kind) for kind in ("supernet", "alone", "gate"))
     if supernets:
-        rows = [
-            [name, *_columns(group), spread([g["slim_loss"] for g in group if g["slim_loss"] is not None])]
-            for name, group in supernets.items()
-        ]
-        count = len(rows[0]) - 2
-        heads = ["what all but the widest learn, length", *(f"width {i}" for i in range(count)), "slim loss, deviation"]
+        rows = [[name, *_columns(group)] for name, group in supernets.items()]
+        count = len(rows[0]) - 1
+        heads = ["what all but the widest learn, length", *(f"width {i}" for i in range(count))]
         if alone:
             columns = [spread([g["top1_by_width"][0] for g in group]) for group in alone.values()]
-            rows.append(["each width trained alone", *columns, "-"])
-        parts.append(
-            "Top-1 in % of every width; the deviation is that of the slimmest's loss over the first 150 steps:\n\n"
-            + table(heads, rows)
-        )
+            rows.append(["each width trained alone", *columns])
+        parts.append("Top-1 in % of every width:\n\n" + table(heads, rows))
         series: dict[str, list[list[float]]] = {}
         for name, group in supernets.items():
             target, epochs = name.removesuffix(" epochs").split(", ")
             series.setdefault(target, []).append([float(epochs), mean(g["top1_by_width"][0] for g in group)])
         plots["length.png"] = curves({"x": "epochs", "y": "top-1 of the slimmest, %", "series": series})
         parts.append("![against the length of training](length.png)")
+    parts += _stability_part(made)
     if gates:
         gate_rows: list[list[Any]] = []
         for name, group in gates.items():
@@ -342,6 +367,31 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             heads = ["network", "way", "batch", "ms an image", "MACs left", "time left", "difference"]
             parts.append(f"{title}, gate included, against the widest way:\n\n" + table(heads, rows))
     return "\n\n".join(parts), plots
+
+
+def _stability_part(made: Mapping[str, Any]) -> list[str]:
+    rows = []
+    for name, group in _grouped(made, "stability").items():
+        ends = [g["top1_by_width"] for g in group if not g["diverged"]]
+        rows.append(
+            [
+                name,
+                f"{sum(g['diverged'] for g in group)} of {len(group)}",
+                *(spread([top1[i] for top1 in ends]) for i in (0, -1)),
+                *(
+                    spread([g[field] for g in group if g[field] is not None])
+                    for field in ("slim_loss_deviation", "grad_norm", "grad_norm_most", "weight_change")
+                ),
+            ]
+        )
+    if not rows:
+        return []
+    heads = ["norm, learning rate, teacher", "diverged", "slimmest, %", "widest, %", "slim loss, deviation"]
+    heads += ["gradient, mean norm", "largest", "change of weights a step"]
+    return [
+        f"Stability over the first {STABILITY_STEPS} steps; a run has diverged if a number was not finite or the "
+        f"widest network ended below {CHANCE:g} %:\n\n" + table(heads, rows)
+    ]
 
 
 def _columns(group: Sequence[Mapping[str, Any]]) -> list[str]:
