@@ -114,6 +114,21 @@ def test_trains_on_the_loop_and_resumes_with_its_teacher(tmp_path, target):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
+def test_steps_lower_the_loss_of_every_network():
+    method, (x, y) = SupernetTraining(supernet(), 4, decay=0.9).train(), batch(64)
+    optimizer = torch.optim.Adam(method.model.parameters(), 1e-2)
+    course = []
+    for n in range(60):
+        optimizer.zero_grad()
+        course.append([])
+        for loss in method.losses(x, y, Step(n)):
+            loss.backward()
+            course[-1].append(loss.item())
+        optimizer.step()
+        method.after_step(Step(n))
+    assert all(last < first - 0.2 for first, last in zip(course[0], course[-1], strict=True))
+
+
 def test_one_width_is_plain_training():
     torch.manual_seed(0)
     model = create_model("slimmable_cnn", widths=(4,), blocks=(1, 1))
