@@ -188,11 +188,14 @@ class ResidualBlock(nn.Module):
             return shortcut.clone() if shortcut is x else shortcut
         bn_stats = False if rows.numel() < MIN_KEPT else None
         if rows.numel() == len(x):
-            return blend(keep, F.relu(self.residual(x, bn_stats) + shortcut), shortcut)
+            new = F.relu(self.residual(x, bn_stats) + shortcut)
+            return blend(keep, new, shortcut) if keep.is_floating_point() else new
         alone = shortcut is not x
         shortcut, old = fork_rows(shortcut, rows)
         new = F.relu(self.residual(take_rows(x, rows) if alone else old, bn_stats) + old)
-        return set_rows(shortcut, rows, blend(keep.index_select(0, rows), new, old))
+        # What 0 or 1 keep is kept whole: nothing to blend.
+        new = blend(keep.index_select(0, rows), new, old) if keep.is_floating_point() else new
+        return set_rows(shortcut, rows, new)
 
     def block_macs(self, height: int, width: int) -> tuple[int, int]:
         """Multiply-adds of one sample of ``height x width``: of the residual branch, and of the shortcut."""

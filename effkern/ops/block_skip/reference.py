@@ -48,7 +48,10 @@ def blend(keep: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
     The gradient of a float ``keep`` follows the formula everywhere, also where its value is 0 or 1.
     """
-    m = keep.to(new.dtype).reshape(-1, *[1] * (new.dim() - 1))
+    keep = keep.reshape(-1, *[1] * (new.dim() - 1))
+    if keep.dtype == torch.bool:
+        return torch.where(keep, new, old)
+    m = keep.to(new.dtype)
     fixed = m.detach()
     y = torch.where(fixed == 1, new, torch.where(fixed == 0, old, fixed * new + (1 - fixed) * old))
     if keep.requires_grad:
