@@ -51,6 +51,15 @@ def command(name: str, out: Path, *more: str) -> list[str]:
     return ["train", name, "--data", "digits", "--out", str(out), *settings]
 
 
+@pytest.mark.parametrize(("scale", "factor"), [("original", 0.5), ("none", 1.0)])
+def test_the_scale_of_the_base_decides_what_the_policy_sees(scale, factor, tmp_path):
+    change = [f"base.scale={scale}", "base.survival=0.5", "base.form=uniform", "base.mode=row"]
+    assert cli.main(command("blockdrop", tmp_path, *change)) == 0
+    base, after = (load_weights(tmp_path / phase / "final.safetensors") for phase in ("base", "policy"))
+    norm = "layer1.0.bn2.weight"
+    assert torch.equal(after[f"backbone.{norm}"], factor * base[norm])
+
+
 @pytest.mark.parametrize("name", names())
 def test_every_configuration_file_is_one(name):
     folder = config_path(name, "small").parent

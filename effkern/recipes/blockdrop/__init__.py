@@ -22,6 +22,7 @@ from effkern.blockdrop.loss import EntropyForm
 from effkern.blockdrop.train import BnStats
 from effkern.data import Dataset
 from effkern.nn import skip_form
+from effkern.nn.stochastic_depth import Mode, Scale
 from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network, read_weights
 from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
@@ -44,11 +45,16 @@ class BaseConfig:
         survival: probability of running the last block; below 1 the base learns by stochastic depth, which makes its
             blocks easier to drop.
         form: of the survival over the blocks.
+        mode: ``"batch"``, ``"row"`` or ``"subset"``; with the last two each image takes a path of its own, as later.
+        scale: ``"original"``, ``"inverted"`` or ``"none"``; with the last a path of the usual length computes what it
+            did in training, while the original scale of inference is meant for all blocks.
     """
 
     train: Recipe | None = None
     survival: float = 1.0
     form: Form = "linear"
+    mode: Mode = "batch"
+    scale: Scale = "original"
 
 
 @dataclass(frozen=True)
@@ -123,16 +129,14 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         assert train is not None
         if config.base.survival == 1:
             return Supervised(network, label_smoothing=train.label_smoothing)
-        survival = survival_schedule(_blocks(network), config.base.survival, config.base.form)
-        return StochasticDepthTraining(convert(network, survival), train.label_smoothing)
+        return StochasticDepthTraining(_stochastic(network, config.base), train.label_smoothing)
 
     def backbone() -> nn.Module:
         network = load_network(config.network, data, _base_seed(config))
         if config.base.train is not None:
             network.load_state_dict(outcome("base"))
             if config.base.survival < 1:  # the scale of inference becomes part of the weights
-                survival = survival_schedule(_blocks(network), config.base.survival, config.base.form)
-                network = deploy(convert(network, survival))
+                network = deploy(_stochastic(network, config.base))
         return skip_form(network).to(memory_format=torch.channels_last)
 
     def net() -> BlockDropNet:
@@ -189,6 +193,11 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         Phase("policy", config.policy.train, policy, (*before, "policy")),
         Phase("joint", config.joint.train, joint, (*before, "policy", "joint"), keep_best=True),
     ]
+
+
+def _stochastic(network: nn.Module, base: BaseConfig) -> nn.Module:
+    survival = survival_schedule(_blocks(network), base.survival, base.form)
+    return convert(network, survival, base.mode, base.scale)
 
 
 def _base_seed(config: Config) -> int:
