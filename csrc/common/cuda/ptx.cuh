@@ -23,9 +23,9 @@ struct Global {
     requires std::is_same_v<T, const U>
   __host__ __device__ Global(Global<U> other) : p(other.p) {}
   __host__ __device__ explicit operator bool() const { return p != nullptr; }
-  __device__ __forceinline__ Global operator+(int64_t i) const { return {p + i}; }
+  __host__ __device__ __forceinline__ Global operator+(int64_t i) const { return {p + i}; }
   template <class U>
-  __device__ __forceinline__ Global<U> as() const {
+  __host__ __device__ __forceinline__ Global<U> as() const {
     return {reinterpret_cast<U*>(p)};
   }
 };
