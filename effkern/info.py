@@ -84,7 +84,7 @@ def libraries() -> dict[str, str]:
 
 
 def backends() -> dict[str, dict[str, str]]:
-    """Operator to device to ``"native"`` or ``"reference"`` (the same in plain PyTorch)."""
+    """Operator to device to ``"native"``, ``"composed"`` (calls of others) or ``"reference"`` (in plain PyTorch)."""
     return {name: dict(OPS[name].backends) for name in sorted(OPS)}
 
 

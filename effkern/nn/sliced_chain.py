@@ -13,8 +13,9 @@ from effkern.nn._widths import width_index
 from effkern.nn.gate import ChannelAttention
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
-from effkern.ops.sliced_conv.chain import AttentionStep, MeanStep, SlicedStep, Step, _chain, write_steps
+from effkern.ops.sliced_conv.chain import _chain
 from effkern.ops.sliced_conv.packed import remembered
+from effkern.ops.sliced_conv.steps import AttentionStep, MeanStep, SlicedStep, Step, write_steps
 
 
 class Mean(NamedTuple):

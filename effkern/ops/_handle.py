@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 HEADER_BYTES = 64
 PANEL = 16  # outputs side by side in a pack
@@ -18,6 +19,8 @@ _MAGIC = b"EFFKPACK"
 _VERSION = 1
 _PANELS, _DEPTHWISE, _WINOGRAD = 0, 1, 2
 _HEADER = struct.Struct("<8sHHI5i20xQ")  # magic, version, kind, has_bias, out, in/groups, kh, kw, groups, checksum
+#: Headers on GPUs that were read, with the version of the tensor they were read from.
+_READ: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def pack_conv_weight(weight: Tensor, bias: Tensor | None = None, groups: int = 1, algo: str = "auto") -> Tensor:
@@ -144,6 +147,24 @@ def unpack_conv_weight(
     return whole[:, :per_group].reshape(out_channels, in_per_group, rows, columns), bias
 
 
+def _header_bytes(handle: Tensor) -> bytes:
+    """The header. On a GPU to read it waits for the device, so there it is read once for a tensor and what it holds."""
+    if handle.is_cpu:
+        return bytes(handle[:HEADER_BYTES].tolist())
+    version = 0 if handle.is_inference() else handle._version
+    known = _READ.get(handle)
+    if known is None or known[0] != version:
+        known = _READ[handle] = (version, bytes(handle[:HEADER_BYTES].tolist()))
+    return known[1]
+
+
+def weight_of(handle: Tensor, shape: Sequence[int], groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """The weight of that shape as kernels for GPUs read it, channels_last in ``dtype``, and the bias in fp32."""
+    outs, depth, *kernel = shape
+    weight, bias = unpack_conv_weight(handle, outs, depth, kernel, groups)
+    return weight.to(dtype, memory_format=torch.channels_last), bias
+
+
 def check_handle(
     handle: Tensor, out_channels: int, kernel_size: Sequence[int], groups: int, op: str = "rep_conv2d_packed"
 ) -> int:
@@ -154,7 +175,7 @@ def check_handle(
     """
     if handle.numel() < HEADER_BYTES:
         raise ValueError(f"{op}: handle is shorter than its 64-byte header")
-    raw = bytes(handle[:HEADER_BYTES].tolist())
+    raw = _header_bytes(handle)
     magic, version, kind, has_bias, packed_out, in_per_group, rows, columns, packed_groups, checksum = _HEADER.unpack(
         raw
     )

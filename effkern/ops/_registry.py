@@ -58,6 +58,11 @@ def has_tangent(value: Any) -> bool:
     return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
+def _as_promised(result: Tensor, promise: Tensor) -> Tensor:
+    """With the strides that an op's fake gave."""
+    return result if result.stride() == promise.stride() else promise.copy_(result)
+
+
 class Op:
     """One ``torch.ops.effkern`` operator.
 
@@ -67,6 +72,8 @@ class Op:
         fake: takes the operator's arguments, raises ``ValueError`` or ``TypeError`` for shapes and dtypes that do not
             fit and returns empty outputs with exactly the strides the kernels give.
         reference: the same computation in plain PyTorch. It becomes the kernel wherever no native one is loaded.
+        composed: the same as calls of other operators that reads no data: the kernel for CUDA tensors of an op that has
+            none of its own there.
         setup_context, backward: gradient formula, see :func:`torch.library.register_autograd`.
         autocast: names of the arguments cast to autocast's dtype. ``None``: the op has no autocast rule.
     """
@@ -78,6 +85,7 @@ class Op:
         *,
         fake: Callable[..., Any],
         reference: Callable[..., Any],
+        composed: Callable[..., Any] | None = None,
         setup_context: Callable[..., None] | None = None,
         backward: Callable[..., Any] | None = None,
         autocast: Sequence[str] | None = None,
@@ -86,16 +94,19 @@ class Op:
         self.schema = schema
         self.fake = fake
         self.reference = reference
-        self.backends: dict[str, str] = {}  # device -> "native" or "reference"
+        self.composed = composed
+        self.backends: dict[str, str] = {}  # device -> "native", "composed" or "reference"
         qualified = f"{NAMESPACE}::{name}"
         torch.library.define(qualified, schema, tags=(torch.Tag.pt2_compliant_tag,))
         self._op = getattr(getattr(torch.ops, NAMESPACE), name).default
         self.arguments = tuple(a.name for a in self._op._schema.arguments)
         torch.library.register_fake(qualified)(fake)
         for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            self.backends[device] = "native" if _library.has_kernel(name, key) else "reference"
-            if self.backends[device] == "reference":
-                torch.library.register_kernel(qualified, device)(self._fallback)
+            fallback = "composed" if device == "cuda" and composed is not None else "reference"
+            self.backends[device] = "native" if _library.has_kernel(name, key) else fallback
+            if self.backends[device] != "native":
+                kernel = self._composed if fallback == "composed" else self._fallback
+                torch.library.register_kernel(qualified, device)(kernel)
         if backward is not None:
             torch.library.register_autograd(qualified, backward, setup_context=setup_context)
         self.autocast = tuple(autocast or ())
@@ -126,6 +137,14 @@ class Op:
         if isinstance(outputs, Tensor):
             return outputs.copy_(results)
         return tuple(o if o is None else o.copy_(r) for o, r in zip(outputs, results, strict=True))
+
+    def _composed(self, *args: Any) -> Any:
+        assert self.composed is not None
+        outputs = self.fake(*args)
+        results = self.composed(*args)
+        if isinstance(outputs, Tensor):
+            return _as_promised(results, outputs)
+        return [_as_promised(r, o) for r, o in zip(results, outputs, strict=True)]
 
     def _register_autocast(self, qualified: str, device: str) -> None:
         key = torch._C._parse_dispatch_key(_AUTOCAST[device])

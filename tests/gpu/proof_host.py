@@ -21,7 +21,7 @@ from tests.ops.test_every_op import gradients
 OPS_ON_CUDA = {
     "compact", "conv2d_backward", "multi_branch_bn_add_relu", "multi_branch_bn_add_relu_backward", "pq_conv2d",
     "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d", "skip_basic_block", "skip_bottleneck",
-    "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_linear", "sliced_linear_ragged",
+    "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_dw_pw", "sliced_linear", "sliced_linear_ragged",
 }  # fmt: skip
 #: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
 REFUSED = {"handle": "must be a 4-d weight on the GPU", "groups": "groups must be 1 on the GPU"}

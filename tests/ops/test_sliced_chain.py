@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from effkern.ops import MeanStep, SlicedStep, pack_conv_weight, sliced_chain, sliced_conv2d_packed
-from effkern.ops.sliced_conv.chain import _chain, read_steps, write_steps
+from effkern.ops.sliced_conv.chain import _chain
 from effkern.ops.sliced_conv.samples import samples
+from effkern.ops.sliced_conv.steps import read_steps, write_steps
 
 WIDTHS = ((8, 12, 16), (16, 40, 64), (24, 24, 48))
 

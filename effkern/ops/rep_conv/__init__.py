@@ -19,7 +19,7 @@ from effkern.ops._handle import check_bytes
 from effkern.ops._memo import memo
 from effkern.ops._pack import CACHE_BYTES, pack_conv_weight, with_transforms
 from effkern.ops._registry import Op, empty_like_layout
-from effkern.ops.rep_conv import reference
+from effkern.ops.rep_conv import composed, reference
 
 __all__ = ["pack_conv_weight", "rep_conv2d", "rep_conv2d_packed"]
 
@@ -168,6 +168,7 @@ _packed_op = Op(
     "SymInt[2] dilation, SymInt groups, str act, Tensor? residual, str algo) -> Tensor",
     fake=_fake_packed,
     reference=reference.rep_conv2d_packed,
+    composed=composed.rep_conv2d_packed,
     setup_context=_save_packed,
     backward=_backward_packed,
     autocast=("x", "residual"),

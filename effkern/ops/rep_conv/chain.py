@@ -13,7 +13,7 @@ from effkern.ops import _checks as check
 from effkern.ops._autograd import compute_dtype
 from effkern.ops._handle import check_bytes
 from effkern.ops._registry import Op
-from effkern.ops.rep_conv import reference
+from effkern.ops.rep_conv import composed, reference
 
 Ints = Sequence[int]
 
@@ -187,11 +187,30 @@ def _reference(
     return _follow([x, *others], handles, steps, outputs, convolve)
 
 
-def _follow(
-    values: list[Tensor], handles: Sequence[Tensor], steps: str, outputs: Ints, convolve: Callable[..., Tensor]
+def _composed(
+    x: Tensor, others: Sequence[Tensor], handles: Sequence[Tensor], steps: str, outputs: Ints
 ) -> list[Tensor]:
-    """Step by step. Only what is returned is rounded to the inputs' dtype."""
-    given, dtype, math = len(values), values[0].dtype, compute_dtype(values[0])
+    """In calls of other operators (CUDA): values between the steps have x's dtype."""
+
+    def convolve(value: Tensor, handle: Tensor, s: ConvStep, residual: Tensor | None) -> Tensor:
+        geometry = (s.kernel_size, s.stride, s.padding, s.dilation, s.groups)
+        return composed.rep_conv2d_packed(value, handle, s.out_channels, *geometry, s.act, residual, "auto")
+
+    values = [v.contiguous(memory_format=torch.channels_last) for v in (x, *others)]
+    return _follow(values, handles, steps, outputs, convolve, x.dtype)
+
+
+def _follow(
+    values: list[Tensor],
+    handles: Sequence[Tensor],
+    steps: str,
+    outputs: Ints,
+    convolve: Callable[..., Tensor],
+    math: torch.dtype | None = None,
+) -> list[Tensor]:
+    """Step by step in ``math``, by default fp32 or fp64. Only what is returned is rounded to the inputs' dtype."""
+    given, dtype = len(values), values[0].dtype
+    math = math or compute_dtype(values[0])
     values = list(values)
     for i, step in enumerate(read_steps(steps)):
         if isinstance(step, AverageStep):
@@ -235,6 +254,7 @@ _chain_op = Op(
     "(Tensor x, Tensor[] others, Tensor[] handles, str steps, int[] outputs) -> Tensor[]",
     fake=_fake,
     reference=_reference,
+    composed=_composed,
     setup_context=_save,
     backward=_backward,
     autocast=("x", "others"),

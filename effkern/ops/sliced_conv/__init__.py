@@ -16,11 +16,12 @@ from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops._slices import check_slice, unslice_bias
 from effkern.ops.sliced_conv import reference
 from effkern.ops.sliced_conv._checks import check_bias
-from effkern.ops.sliced_conv.chain import AttentionStep, MeanStep, SlicedStep, sliced_chain
+from effkern.ops.sliced_conv.chain import sliced_chain
 from effkern.ops.sliced_conv.dw_pw import sliced_dw_pw, sliced_dw_pw_packed
 from effkern.ops.sliced_conv.linear import sliced_linear, sliced_linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, remembered, sliced_conv2d_packed, sliced_conv2d_ragged_packed
 from effkern.ops.sliced_conv.ragged import sliced_conv2d_ragged
+from effkern.ops.sliced_conv.steps import AttentionStep, MeanStep, SlicedStep
 
 __all__ = [
     "AttentionStep",

@@ -12,7 +12,7 @@ from effkern.ops import _checks as check
 from effkern.ops._autograd import activate, compute_dtype
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops._slices import check_slice
-from effkern.ops.sliced_conv import reference
+from effkern.ops.sliced_conv import composed, reference
 from effkern.ops.sliced_conv._checks import check_bias
 from effkern.ops.sliced_conv.packed import _check_handle, remembered
 
@@ -156,6 +156,7 @@ _dw_pw_packed = Op(
     "str dw_act, Tensor? scale, Tensor? shift, Tensor? residual, str act, str algo) -> Tensor",
     fake=_packed_fake,
     reference=reference.sliced_dw_pw_packed,
+    composed=composed.sliced_dw_pw_packed,
     setup_context=_save_nothing,
     backward=_refuse,
     autocast=("x", "residual"),

@@ -13,7 +13,7 @@ from effkern.ops._memo import memo
 from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops._slices import check_group_mode
-from effkern.ops.sliced_conv import reference
+from effkern.ops.sliced_conv import composed, reference
 from effkern.ops.sliced_conv._checks import check_tables, check_widths
 
 Ints = Sequence[int]
@@ -121,6 +121,7 @@ _packed = Op(
     "str algo) -> Tensor",
     fake=_fake,
     reference=reference.sliced_conv2d_packed,
+    composed=composed.sliced_conv2d_packed,
     setup_context=_save_nothing,
     backward=_refuse,
     autocast=("x",),
@@ -133,6 +134,7 @@ _ragged_packed = Op(
     "Tensor? scale_table, Tensor? shift_table, Tensor? width_idx, str act, str algo, bool zero_tail) -> Tensor",
     fake=_ragged_fake,
     reference=reference.sliced_conv2d_ragged_packed,
+    composed=composed.sliced_conv2d_ragged_packed,
     setup_context=_save_nothing,
     backward=_refuse,
     autocast=("x",),

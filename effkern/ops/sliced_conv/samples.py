@@ -12,21 +12,12 @@ from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
 from effkern.ops._slices import slice_weight
 from effkern.ops.sliced_conv import _sliced_conv2d, reference
-from effkern.ops.sliced_conv.chain import (
-    AttentionStep,
-    MeanStep,
-    SlicedStep,
-    Step,
-    _chain,
-    _reference,
-    follow,
-    read_steps,
-    write_steps,
-)
+from effkern.ops.sliced_conv.chain import _chain, _reference, follow
 from effkern.ops.sliced_conv.dw_pw import _dw_pw, _dw_pw_packed
 from effkern.ops.sliced_conv.linear import _linear, _linear_ragged
 from effkern.ops.sliced_conv.packed import _packed, _ragged_packed
 from effkern.ops.sliced_conv.ragged import _ragged
+from effkern.ops.sliced_conv.steps import AttentionStep, MeanStep, SlicedStep, Step, read_steps, write_steps
 from effkern.testing import UNIT, Sample, map_tensors, winograd_excess
 
 
