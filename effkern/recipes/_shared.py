@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from effkern.data import Dataset, ImageOptions
 from effkern.models import create_model
-from effkern.training import CheckpointError, load_weights
+from effkern.training import CheckpointError, in_a_line, load_weights
 
 __all__ = ["DataConfig", "NetworkConfig", "RunConfig", "load_network", "read_weights"]
 
@@ -81,10 +81,11 @@ def load_network(config: NetworkConfig, data: Dataset, seed: int) -> nn.Module:
     )
     if config.init:
         path = Path(config.init)
+        weights = read_weights(path)
         try:
-            network.load_state_dict(read_weights(path))
+            network.load_state_dict(weights)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: does not fit {config.name}: {error}") from error
+            raise CheckpointError(f"{path}: does not fit {config.name}: {in_a_line(error)}") from error
     return network.to(memory_format=torch.channels_last)
 
 

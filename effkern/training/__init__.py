@@ -1,6 +1,14 @@
 """Training, measuring and saving any module; knows no method."""
 
-from .checkpoint import CheckpointError, load_json, load_weights, save_json, save_weights, write_atomically
+from .checkpoint import (
+    CheckpointError,
+    in_a_line,
+    load_json,
+    load_weights,
+    save_json,
+    save_weights,
+    write_atomically,
+)
 from .config import ConfigError, defaults_of, load_config, parse_config
 from .counting import CountsMacs, bytes_on_disk, count_macs, count_params
 from .ema import Ema
@@ -43,6 +51,7 @@ __all__ = [
     "defaults_of",
     "evaluate",
     "fit",
+    "in_a_line",
     "learning_rate",
     "load_config",
     "load_json",

@@ -15,11 +15,25 @@ from torch import Tensor
 
 from .counting import plain_tensors
 
-__all__ = ["CheckpointError", "load_json", "load_weights", "save_json", "save_weights", "write_atomically"]
+__all__ = [
+    "CheckpointError",
+    "in_a_line",
+    "load_json",
+    "load_weights",
+    "save_json",
+    "save_weights",
+    "write_atomically",
+]
 
 
 class CheckpointError(RuntimeError):
     """A saved file is missing, cut short or not what it should be."""
+
+
+def in_a_line(error: Exception, limit: int = 400) -> str:
+    """The message of an error as one line; what is beyond ``limit`` characters, as long lists of names, is left out."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} ..."
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -76,7 +76,8 @@ class History:
                 problems.append(str(error))
                 self.tell(f"{error}; trying the one before it.")
         if problems:
-            raise CheckpointError("no checkpoint is whole: " + "; ".join(problems))
+            text = "; ".join(problems)
+            raise CheckpointError(f"no checkpoint is whole: {text}; use another folder, or start over with --fresh")
         return None
 
     def set_aside_after(self, step: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, save_weights
+from .checkpoint import CheckpointError, in_a_line, save_weights
 from .counting import plain_tensors
 from .history import History
 from .logs import CsvLog, TensorBoardLog
@@ -92,7 +92,7 @@ class Run:
             try:
                 load(found["state"])
             except (RuntimeError, ValueError, KeyError) as error:
-                raise CheckpointError(f"{where}: does not fit what is to be trained: {error}") from error
+                raise CheckpointError(f"{where}: does not fit what is to be trained: {in_a_line(error)}") from error
             done = found["state"]["step"]
             self._rows = found["rows"]
         ranks.wait()  # nobody renames a file before all have read

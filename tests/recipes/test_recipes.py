@@ -108,7 +108,7 @@ def test_a_later_phase_may_change_without_the_earlier_ones(tmp_path, capsys):
         (["depth.mode=column"], 1, "depth.mode must be one of 'batch', 'row', 'subset', got 'column'"),
         (["network.name=resnet33"], 1, "unknown name 'resnet33'"),
         (["network.name=mobilenet_v2", "network.options={}"], 1, "there is no residual block"),
-        (["network.init=/nowhere.safetensors"], 1, "/nowhere.safetensors: cannot be read"),
+        (["network.init=/nowhere.safetensors"], 1, "train: /nowhere.safetensors: cannot be read"),
         (["train.batch_size=5000"], 1, "batch_size: must be in [1, 1237]"),
     ],
 )
@@ -128,6 +128,17 @@ def test_stochastic_depth_leaves_a_plain_network_too(tmp_path, capsys):
         torch.testing.assert_close(plain[name], tensor * scaled[name] if name in scaled else tensor)
     assert cli.main(command("stochastic-depth", tmp_path, "depth.scale=inverted")) == 1
     assert "another configuration (depth.scale: 'original', now 'inverted')" in capsys.readouterr().err
+
+
+def test_weights_of_another_network_are_one_line(tmp_path, capsys):
+    assert cli.main(command("stochastic-depth", tmp_path)) == 0
+    weights = tmp_path / "train" / "final.safetensors"
+    other = "network.options={widths=[4,4,4],blocks=[1,9,1],stem_stride=2,shortcut='pool'}"
+    capsys.readouterr()
+    assert cli.main(command("stochastic-depth", tmp_path / "other", other, f"network.init={weights}")) == 1
+    said = capsys.readouterr().err
+    assert f"{weights}: does not fit resnet32: " in said and "layer2.1.conv1.weight" in said
+    assert len(said.splitlines()) == 1 and len(said) < 800
 
 
 def test_rewards_may_count_work_or_time(tmp_path, capsys):
@@ -158,7 +169,8 @@ def test_what_is_not_there_is_listed(tmp_path, capsys):
 def test_a_network_the_method_cannot_use_is_refused(tmp_path, capsys):
     change = ["network.name=mobilenet_v2", "network.options={}", "base.survival=1"]
     assert cli.main(command("blockdrop", tmp_path, *change)) == 1
-    assert "has no residual block" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "MobileNetV2 has no skippable blocks" in said.err and said.out == ""  # before anything is trained
     assert cli.main(command("dsnet", tmp_path, *change[:2])) == 1
     assert "MobileNetV2 is not slimmable" in capsys.readouterr().err
 

@@ -125,6 +125,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
 
     def base() -> Method:
         network = load_network(config.network, data, _base_seed(config))
+        _blocks(network)  # now, and not when it is trained
         train = config.base.train
         assert train is not None
         if config.base.survival == 1:
