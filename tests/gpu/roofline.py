@@ -27,9 +27,28 @@ CARDS = (
 )
 
 
+class Work:
+    """What an operator has to do in fp16 for `n` samples."""
+
+    name: str
+    n: int
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    @property
+    def bytes(self) -> int:
+        raise NotImplementedError
+
+    def bound_us(self, card: Card) -> tuple[float, str]:
+        memory, products = self.bytes / card.gb_s / 1e3, 2 * self.macs / card.tflops / 1e6
+        return max(memory, products), "memory" if memory > products else "products"
+
+
 @dataclass(frozen=True)
-class Layer:
-    """A convolution in fp16: `kept` samples of a batch run, the others are copied (block skipping)."""
+class Layer(Work):
+    """A convolution: `kept` samples of a batch run, the others are copied (block skipping)."""
 
     name: str
     n: int
@@ -54,12 +73,51 @@ class Layer:
         copied = (self.n - kept) * pixels * self.c_out
         return 2 * (read + self.n * pixels * self.c_out + copied + self.residual * kept * pixels * self.c_out)
 
-    def bound_us(self, card: Card) -> tuple[float, str]:
-        memory, products = self.bytes / card.gb_s / 1e3, 2 * self.macs / card.tflops / 1e6
-        return max(memory, products), "memory" if memory > products else "products"
+
+@dataclass(frozen=True)
+class WeightGradient(Work):
+    """Of a convolution of stride 1: gz and x read, the fp32 sums of each slice written and read, the result written."""
+
+    name: str
+    n: int
+    c_in: int
+    c_out: int
+    side: int
+    kernel: int
+    slices: int  # as wgrad_plan or column_slices cut them
+    groups: int = 1
+
+    @property
+    def weights(self) -> int:
+        return self.kernel**2 * self.c_in // self.groups * self.c_out
+
+    @property
+    def macs(self) -> int:
+        return self.n * self.side**2 * self.weights
+
+    @property
+    def bytes(self) -> int:
+        maps = self.n * self.side**2 * (self.c_in + self.c_out)
+        return 2 * maps + (2 * 4 * self.slices + 2) * self.weights
 
 
-LAYERS = (
+@dataclass(frozen=True)
+class Passes(Work):
+    """Passes over maps: so many read, so many written; what is read or written by channel is little beside them."""
+
+    name: str
+    n: int
+    channels: int
+    side: int
+    reads: int
+    writes: int
+
+    @property
+    def bytes(self) -> int:
+        return 2 * self.n * self.side**2 * self.channels * (self.reads + self.writes)
+
+
+LAYERS: tuple[Work, ...] = (
     Layer("RepVGG 48->48 3x3 @56", 1, 48, 48, 56, 3),
     Layer("RepVGG 192->192 3x3 @14", 32, 192, 192, 14, 3),
     Layer("RepVGG 512->512 3x3 @14", 32, 512, 512, 14, 3),
@@ -68,6 +126,11 @@ LAYERS = (
     Layer("depthwise 3x3 512 @14", 32, 512, 512, 14, 3, groups=512),
     Layer("depthwise 3x3 64->64 @112", 32, 64, 64, 112, 3, groups=64),
     Layer("skip: last 3x3 64 @8, half kept", 128, 64, 64, 8, 3, kept=0.5, residual=True),
+    Passes("batch norms: 3 branches 64 @56", 32, 64, 56, reads=2 * 3, writes=1),
+    Passes("their gradient", 32, 64, 56, reads=2 * (1 + 3), writes=3),
+    Passes("relu's slope and bias's gradient, 192 @14", 32, 192, 14, reads=2, writes=1),
+    WeightGradient("weight's gradient 192->192 3x3 @14", 32, 192, 192, 14, 3, slices=10),
+    WeightGradient("weight's gradient, depthwise 3x3 512 @14", 32, 512, 512, 14, 3, slices=66, groups=512),
 )
 
 

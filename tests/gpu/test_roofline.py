@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.gpu.roofline import LAYERS, Card, Layer, table
+from tests.gpu.roofline import LAYERS, Card, Layer, Passes, WeightGradient, table
 from tests.native.package import CHECKOUT
 
 
@@ -13,6 +13,9 @@ def test_the_page_shows_the_derived_table():
 def test_bounds_by_hand():
     layer = Layer("1x1", 2, 8, 4, 3, 1)
     assert (layer.macs, layer.bytes) == (2 * 9 * 4 * 8, 2 * (2 * 9 * 8 + 32 + 2 * 9 * 4))
+    gradient = WeightGradient("1x1", 2, 8, 4, 3, 1, slices=5)
+    assert (gradient.macs, gradient.bytes) == (layer.macs, 2 * 2 * 9 * (8 + 4) + 5 * 2 * 4 * 32 + 2 * 32)
+    assert Passes("one branch", 2, 8, 3, reads=2, writes=1).bytes == 3 * 2 * 9 * 8 * 2
     assert layer.bound_us(Card("slow memory", 1e-3, 1e9)) == (layer.bytes, "memory")
     assert layer.bound_us(Card("slow cores", 1e9, 1e-6)) == (2 * layer.macs, "products")
     assert {layer.bound_us(Card("A100", 2039, 312))[1] for layer in LAYERS} == {"memory", "products"}

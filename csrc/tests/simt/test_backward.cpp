@@ -4,11 +4,13 @@
 #include <random>
 
 #include "../../conv_backward/act_grad.cuh"
+#include "../../conv_backward/backward_model.h"
 #include "../../conv_backward/fold.cuh"
 #include "../../conv_backward/transpose.cuh"
 #include "../check.h"
 #include "array.h"
 #include "launch.h"
+#include "traffic.h"
 
 namespace effkern::test::simt {
 namespace {
@@ -27,17 +29,21 @@ T number(int value) {
   return device::from_float<T>(static_cast<float>(value));
 }
 
+// The first schedule is counted too.
 template <class Kernel>
-void run_under(uint32_t seed, unsigned grid, int threads, int shared, size_t granule, const Kernel& kernel) {
+void run_under(uint32_t seed, unsigned grid, int threads, int shared, size_t granule, const Traffic& model,
+               const Kernel& kernel) {
   const Launch launch{.grid = grid,
                       .threads = threads,
                       .shared = static_cast<size_t>(shared),
                       .seed = seed,
                       .resident = seed % 5 == 4 ? 2 : 1,
-                      .granule = granule};
+                      .granule = granule,
+                      .counters = seed == 0};
   ++schedules_run();
-  const Report report = run(launch, kernel);
+  Report report = run(launch, kernel);
   EXPECT(report.ok(), report.what);
+  if (report.ok() && launch.counters) expect_traffic(report, model, "launch");
 }
 
 struct Slope {
@@ -70,7 +76,7 @@ void slopes(const Slope& s, int seeds = kSchedules) {
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     gz.poison(), sums.poison();
     run_under(seed, static_cast<unsigned>(count * groups), device::kColumnThreads, device::kColumnShared, sizeof(T),
-              [&] { act_grad<T>(p); });
+              act_grad_work(p), [&] { act_grad<T>(p); });
     for (int c = 0; c < s.channels; ++c)
       for (int part = 0; part < count; ++part) {
         float sum = 0;
@@ -118,7 +124,7 @@ void transposes(int groups, int rows, int inputs, Size2 kernel, Size2 step, int 
                        step};
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     to.poison();
-    run_under(seed, 3, kTransposeThreads, kTransposeShared, sizeof(T), [&] { transpose<T>(p); });
+    run_under(seed, 3, kTransposeThreads, kTransposeShared, sizeof(T), transpose_work(p), [&] { transpose<T>(p); });
     // By residues, in each from the last tap to the first.
     int at = 0;
     for (int rh = 0; rh < std::min(step.h, kernel.h); ++rh)
@@ -166,7 +172,7 @@ void folds(const Folded& f, int seeds = kSchedules) {
                   f.c_in,         f.c_out, f.tap_columns, columns,     f.kernel, taps};
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     gw.poison();
-    run_under(seed, 2, kFoldThreads, 0, sizeof(T), [&] { fold<T>(p); });
+    run_under(seed, 2, kFoldThreads, 0, sizeof(T), fold_work(p), [&] { fold<T>(p); });
     for (int o = 0; o < f.groups * f.rows; ++o)
       for (int c = 0; c < f.inputs; ++c)
         for (int tap = 0; tap < taps; ++tap) {
@@ -206,9 +212,10 @@ TEST(fold_sums_gpu) {
   Array<float> parts("parts", 3 * 600), to("to", 600);
   for (int i = 0; i < 3 * 600; ++i) parts.put(i, static_cast<float>(draw(9) - 4));
   for (int i = 0; i < 600; ++i) to.output(i);
+  const FoldSums p{parts.global(), to.global(), 3, 600};
   for (uint32_t seed = 0; seed < kSchedules; ++seed) {
     to.poison();
-    run_under(seed, 2, kFoldThreads, 0, 4, [&] { fold_sums({parts.global(), to.global(), 3, 600}); });
+    run_under(seed, 2, kFoldThreads, 0, 4, fold_sums_work(p), [&] { fold_sums(p); });
     for (int i = 0; i < 600; ++i)
       EXPECT(to.stores(i) == 1 && to.get(i) == parts.get(i) + parts.get(600 + i) + parts.get(1200 + i));
   }

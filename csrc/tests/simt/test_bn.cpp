@@ -5,9 +5,11 @@
 #include <vector>
 
 #include "../../multi_branch_bn/bn_backward.cuh"
+#include "../../multi_branch_bn/bn_model.h"
 #include "../check.h"
 #include "array.h"
 #include "launch.h"
+#include "traffic.h"
 
 namespace effkern::test::simt {
 namespace {
@@ -109,17 +111,20 @@ class Layer {
     return c_.relu && z(i, k) <= 0 ? 0.0 : device::to_float(grad_[0].get(int64_t{1} * i * pitch_ + k));
   }
 
+  // The first schedule is counted too.
   template <class Kernel>
-  void run(uint32_t seed, int grid, int threads, int shared, const Kernel& kernel) {
+  void run(uint32_t seed, int grid, int threads, int shared, const Traffic& model, const Kernel& kernel) {
     const Launch launch{.grid = static_cast<unsigned>(grid),
                         .threads = threads,
                         .shared = static_cast<size_t>(shared),
                         .seed = seed,
                         .resident = seed % 5 == 4 ? 2 : 1,
-                        .granule = 4};
+                        .granule = 4,
+                        .counters = seed == 0};
     ++schedules_run();
-    const Report report = simt::run(launch, kernel);
+    Report report = simt::run(launch, kernel);
     EXPECT(report.ok(), report.what);
+    if (report.ok() && launch.counters) expect_traffic(report, model, "launch");
   }
   static void outputs(auto& array, int64_t size) {
     for (int64_t i = 0; i < size; ++i) array.output(i);
@@ -148,7 +153,8 @@ class Layer {
     if (c_.training) {
       outputs(parts, int64_t{2} * all * slices_.count);
       const Statistics<T> p{maps(), parts.global()};
-      run(seed, blocks() * c_.branches, device::kColumnThreads, kStatisticsShared, [&] { bn_statistics<T>(p); });
+      run(seed, blocks() * c_.branches, device::kColumnThreads, kStatisticsShared, statistics_work(p),
+          [&] { bn_statistics<T>(p); });
       publish(parts, int64_t{2} * all * slices_.count);
       f.parts = parts.global();
     }
@@ -160,7 +166,7 @@ class Layer {
     f.mean = mean.global(), f.invstd = invstd_of.global(), f.scale = scale.global(), f.shift = shift.global();
     const bool updated = c_.tracked && c_.training;
     if (updated) f.new_mean = new_mean.global(), f.new_var = new_var.global();
-    run(seed, finish, kFinishThreads, 0, [&] { bn_finish(f); });
+    run(seed, finish, kFinishThreads, 0, finish_work(f), [&] { bn_finish(f); });
     publish(scale, all), publish(shift, c_.channels), publish(mean, all), publish(invstd_of, all);
     for (int b = 0; b < c_.branches; ++b)
       for (int k = 0; k < c_.channels; ++k) {
@@ -178,7 +184,7 @@ class Layer {
       }
     y_[0].poison();
     const Apply<T> a{maps(), scale.global(), shift.global(), {y_[0].global(), pitch_}, c_.relu};
-    run(seed, blocks(), device::kColumnThreads, 0, [&] { bn_apply<T>(a); });
+    run(seed, blocks(), device::kColumnThreads, 0, apply_work(a), [&] { bn_apply<T>(a); });
     for (int i = 0; i < c_.rows; ++i)
       for (int k = 0; k < c_.channels; ++k) {
         const double want = c_.relu ? std::max(z(i, k), 0.0) : z(i, k);
@@ -201,20 +207,22 @@ class Layer {
                          c_.relu};
     outputs(parts, sums);
     const GradientSums<T> s{of, parts.global()};
-    run(seed, blocks(), device::kColumnThreads, kSumsShared<T>, [&] { bn_gradient_sums<T>(s); });
+    run(seed, blocks(), device::kColumnThreads, kSumsShared<T>, gradient_sums_work(s), [&] { bn_gradient_sums<T>(s); });
     publish(parts, sums);
     for (Array<float>* table : {&dweight, &slope, &offset}) outputs(*table, all);
     outputs(dbias, c_.channels);
     const GradientFinish f{parts.global(), slices_,        c_.branches,        c_.channels,
                            give(0),        mean.global(),  invstd_of.global(), dweight.global(),
                            dbias.global(), slope.global(), offset.global()};
-    run(seed, (c_.channels + kFinishThreads - 1) / kFinishThreads, kFinishThreads, 0, [&] { bn_gradient_finish(f); });
+    run(seed, (c_.channels + kFinishThreads - 1) / kFinishThreads, kFinishThreads, 0, gradient_finish_work(f),
+        [&] { bn_gradient_finish(f); });
     publish(dweight, all), publish(dbias, c_.channels), publish(slope, all), publish(offset, all);
     GradientApply<T> a{};
     a.of = of, a.slope = slope.global(), a.offset = offset.global(), a.training = c_.training;
     for (int b = 0; b < c_.branches; ++b)
       if (wanted(b)) dx_[static_cast<size_t>(b)].poison(), a.dx[b] = {dx_[static_cast<size_t>(b)].global(), pitch_};
-    run(seed, blocks(), device::kColumnThreads, kGradientShared<T>, [&] { bn_gradient_apply<T>(a); });
+    run(seed, blocks(), device::kColumnThreads, kGradientShared<T>, gradient_apply_work(a),
+        [&] { bn_gradient_apply<T>(a); });
     for (int k = 0; k < c_.channels; ++k) gradients_of(k, dweight, dbias);
   }
 

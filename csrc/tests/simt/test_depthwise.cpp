@@ -1,7 +1,9 @@
 // The GPU's depthwise convolution on the CPU, against sums in double: every type, map sizes around the tiles, strides,
 // dilations, kernels, uniform widths and widths that differ by sample. What it may not touch is forbidden.
 #include "../../conv/depthwise.cuh"
+#include "../../conv/depthwise_model.h"
 #include "conv_case.h"
+#include "traffic.h"
 
 namespace effkern::test::simt {
 namespace {
@@ -212,11 +214,26 @@ void every_form(int seeds) {
   depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 37, .widths_in = {37, 0, 9}}, seeds);  // nothing past a width
 }
 
+template <class T>
+void depthwise_measured(const Shape& s) {
+  DepthwiseRun<T> run(s, 5);
+  Report report = run.run(3, true);
+  EXPECT(report.ok() && run.compare().empty(), report.what);
+  expect_traffic(report, conv::gpu::depthwise_work(run.problem()), name(s));
+}
+
 }  // namespace
 
 TEST(depthwise_gpu_f16) { every_form<device::F16>(kSchedules); }
 TEST(depthwise_gpu_f32) { every_form<float>(kSchedules); }
 TEST(depthwise_gpu_bf16) { every_form<device::BF16>(2); }
+
+TEST(depthwise_gpu_moves_what_its_model_says) {
+  depthwise_measured<device::F16>(
+      {.n = 2, .h = 9, .w = 17, .channels = 72, .residual = true, .scale = true, .bias = true});
+  depthwise_measured<device::BF16>({.h = 9, .w = 6, .channels = 19, .stride = 2, .zero_to = 24});
+  depthwise_measured<float>({.n = 1, .h = 10, .w = 3, .channels = 37, .pad = 2, .dilation = 2, .bias = true});
+}
 
 TEST(depthwise_gpu_touches_banks_and_sectors_once) {
   DepthwiseRun<device::F16> run({.n = 1, .h = 8, .w = 16, .channels = 64, .residual = true}, 5);
