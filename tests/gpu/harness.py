@@ -1,9 +1,9 @@
-"""Builds the SIMT harness (csrc/tests/simt) with the kernels it runs, by g++ alone."""
+"""Builds the SIMT harness (csrc/tests/simt) with the kernels it runs, by g++ alone, and runs its tests."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,12 +24,16 @@ MACHINE = ("fiber", "launch", "memory")
 WORKERS = len(os.sched_getaffinity(0))
 
 
+def compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
 def compile_all(folder: Path, sources: list[Path], *flags: str) -> list[Path]:
     """Object files of ``sources``, in their order."""
 
     def one(source: Path) -> Path:
         target = folder / f"{source.stem}.o"
-        subprocess.run([os.environ.get("CXX", "g++"), *FLAGS, *flags, "-c", source, "-o", target], check=True)
+        subprocess.run([compiler(), *FLAGS, *flags, "-c", source, "-o", target], check=True)
         return target
 
     with ThreadPoolExecutor(WORKERS) as pool:
@@ -37,19 +41,33 @@ def compile_all(folder: Path, sources: list[Path], *flags: str) -> list[Path]:
 
 
 def link(program: Path, objects: list[Path], *flags: str) -> Path:
-    subprocess.run([os.environ.get("CXX", "g++"), *flags, *objects, "-o", program], check=True)
+    subprocess.run([compiler(), *flags, *objects, "-o", program], check=True)
     return program
+
+
+def machine_sources() -> list[Path]:
+    """What every test program is linked with."""
+    tests = CHECKOUT / "csrc" / "tests"
+    return [*(tests / "simt" / f"{name}.cpp" for name in (*MACHINE, "count")), tests / "main.cpp"]
 
 
 def build(folder: Path, tests: tuple[str, ...], *flags: str) -> Path:
     """The program that runs these files of tests."""
-    simt = CHECKOUT / "csrc" / "tests" / "simt"
-    sources = [*(simt / f"{name}.cpp" for name in (*MACHINE, *tests)), simt.parent / "main.cpp"]
-    return link(folder / "simt_tests", compile_all(folder, sources, *flags), *flags)
+    sources = [CHECKOUT / "csrc" / "tests" / "simt" / f"{name}.cpp" for name in tests]
+    return link(folder / "simt_tests", compile_all(folder, [*machine_sources(), *sources], *flags), *flags)
 
 
-def copy_sources(folder: Path) -> Path:
-    """csrc in a place where it may be changed."""
-    target = folder / "csrc"
-    shutil.copytree(CHECKOUT / "csrc", target)
-    return target
+def run_tests(program: Path, **environment: str) -> int:
+    """Runs each test of a program in a process of its own, so that what it draws at random depends on nothing else.
+    Returns how often kernels ran; fails with the output of the tests that failed."""
+    names = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout.split()
+
+    def one(name: str) -> subprocess.CompletedProcess:
+        command = [program, "--only", name]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        runs = list(pool.map(one, names))
+    failed = [run.stdout + run.stderr for run in runs if run.returncode != 0 or ", 0 failed checks" not in run.stdout]
+    assert not failed, "\n".join(failed)
+    return sum(int(found[1]) for run in runs if (found := re.search(r"(\d+) kernel runs", run.stdout)))

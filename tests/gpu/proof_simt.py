@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-
-from tests.gpu.harness import build
+from tests.gpu.counts import COUNTS
+from tests.gpu.harness import build, run_tests
 from tests.gpu.test_simt import SMOKE
 
 EVERYTHING = (*SMOKE, "test_wgrad", "test_conv")
 
 
 def test_every_kernel_under_every_schedule(tmp_path):
-    program = build(tmp_path, EVERYTHING, "-O2")
-    run = subprocess.run([program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert ", 0 failed checks" in run.stdout
-    print(run.stdout)
-    schedules = re.search(r"(\d+) kernel runs", run.stdout)
-    assert schedules and int(schedules[1]) >= 1000
+    runs = run_tests(build(tmp_path, EVERYTHING, "-O2"))
+    assert runs >= 1000
+    COUNTS["schedules"] = f"{runs} kernel runs, each under a schedule of its own"
 
 
 def test_harness_and_kernels_under_sanitizers(tmp_path):
-    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    program = build(tmp_path, SMOKE, *flags)
+    program = build(tmp_path, SMOKE, "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     # A fault ends a launch with the other threads' stacks as they are; what those frames own is not given back.
-    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0"}
-    run = subprocess.run([program], capture_output=True, text=True, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
+    run_tests(program, ASAN_OPTIONS="detect_leaks=0")

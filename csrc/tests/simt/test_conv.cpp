@@ -127,8 +127,4 @@ TEST(conv_gpu_main_loop_touches_banks_and_sectors_once) {
   measure<Small<Math::F32, float>>({.n = 1, .h = 8, .w = 8, .c_in = 32, .c_out = 64});
 }
 
-TEST(conv_gpu_schedules_are_counted) {
-  std::printf("       %ld kernel runs, each under a schedule of its own\n", static_cast<long>(schedules_run()));
-}
-
 }  // namespace effkern::test::simt
