@@ -30,6 +30,14 @@ struct RepConv {
 };
 using RepConvEntry = int (*)(const RepConv*, const Output*);  // effkern_rep_conv2d_packed
 
+struct SlicedConv {
+  TensorRef x, handle, scale, shift;  // scale.data and shift.data are null where there is none
+  int64_t c_in;                       // of x's channels; below 0: all
+  int64_t out_channels, kernel[2], c_out, stride[2], padding[2], dilation[2], groups;
+  const char *group_mode, *act, *algo;
+};
+using SlicedConvEntry = int (*)(const SlicedConv*, const Output*);  // effkern_sliced_conv2d_packed
+
 // The blocks of a stage, prepared once for many calls. Their tensors must live as long, and keep their memory.
 struct SkipStage {
   const TensorRef *weights, *biases;

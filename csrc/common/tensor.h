@@ -49,6 +49,11 @@ class View {
         type_(type),
         is_cpu_(is_cpu) {}
 
+  // The leading elements in every dimension; `sizes` must live as long as the view, and not be above its own.
+  View leading(const int64_t* sizes) const {
+    return {data_, type_, {sizes, static_cast<size_t>(dim_)}, strides_, is_cpu_, capacity_};
+  }
+
   // Whether the elements lie within the storage, which anyone may have resized since.
   bool has_memory() const;
   const void* const_data_ptr() const { return data_; }

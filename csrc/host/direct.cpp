@@ -16,6 +16,7 @@ namespace {
 
 const TorchApi* the_torch = nullptr;  // null: not connected, every call goes through the dispatcher
 direct::RepConvEntry rep_conv = nullptr;
+direct::SlicedConvEntry sliced_conv = nullptr;
 direct::SkipBlockEntry skip_block = nullptr;
 direct::SkipStageEntry skip_stage = nullptr;
 direct::SkipStagePrepare prepare_stage = nullptr;
@@ -78,6 +79,11 @@ bool word(PyObject* object, const char*& out) {
   return out != nullptr;
 }
 
+bool look_or_none(PyObject* object, bool grad, direct::TensorRef& out) {
+  out.data = nullptr;
+  return object == Py_None || the_torch->look(object, grad, out);
+}
+
 // stride, padding, dilation, groups, act, residual, algo: the end of both forms of rep_conv2d.
 constexpr Py_ssize_t kTail = 7;
 
@@ -85,8 +91,7 @@ bool read_tail(PyObject* const* args, bool grad, direct::RepConv& call) {
   if (!pair(args[0], call.stride) || !pair(args[1], call.padding) || !pair(args[2], call.dilation) ||
       !number(args[3], call.groups) || !word(args[4], call.act) || !word(args[6], call.algo))
     return false;
-  call.residual.data = nullptr;
-  return args[5] == Py_None || the_torch->look(args[5], grad, call.residual);
+  return look_or_none(args[5], grad, call.residual);
 }
 
 // (x, handle, out_channels, kernel_size, *tail)
@@ -119,6 +124,54 @@ PyObject* rep_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return Result().of(rep_conv, &call);
 }
 
+// stride, padding, dilation, groups, group_mode, scale, shift, act, algo: the end of both forms of sliced_conv2d.
+constexpr Py_ssize_t kSlicedTail = 9;
+
+bool read_tail(PyObject* const* args, bool grad, direct::SlicedConv& call) {
+  return pair(args[0], call.stride) && pair(args[1], call.padding) && pair(args[2], call.dilation) &&
+         number(args[3], call.groups) && word(args[4], call.group_mode) && look_or_none(args[5], grad, call.scale) &&
+         look_or_none(args[6], grad, call.shift) && word(args[7], call.act) && word(args[8], call.algo);
+}
+
+// (x, c_in, handle, out_channels, kernel_size, c_out, *tail): sliced_conv2d_packed on x's first c_in channels, all if
+// that is below 0.
+PyObject* sliced_conv2d_packed(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  direct::SlicedConv call;
+  if (the_torch == nullptr || count != 6 + kSlicedTail || !the_torch->nothing_watches()) Py_RETURN_NONE;
+  const bool grad = the_torch->records_gradients();
+  if (!the_torch->look(args[0], grad, call.x) || !number(args[1], call.c_in) ||
+      !the_torch->look(args[2], grad, call.handle) || !number(args[3], call.out_channels) ||
+      !pair(args[4], call.kernel) || !number(args[5], call.c_out) || !read_tail(args + 6, grad, call))
+    Py_RETURN_NONE;
+  return Result().of(sliced_conv, &call);
+}
+
+// (x, weight, bias, stamp, handle, c_out, *tail of sliced_conv2d_packed): the handle is used if the stamp of (weight,
+// bias) holds. Of a linear layer x and weight are 2-d, and the result is [n, c_out, 1, 1].
+PyObject* sliced_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  direct::SlicedConv call;
+  if (the_torch == nullptr || count != 6 + kSlicedTail || !the_torch->nothing_watches()) Py_RETURN_NONE;
+  const bool grad = the_torch->records_gradients();
+  direct::TensorRef weight, bias;
+  const auto* stamp = static_cast<const Stamp*>(PyCapsule_GetPointer(args[3], kStamp));
+  if (stamp == nullptr) return nullptr;
+  if (!the_torch->look(args[0], grad, call.x) || !the_torch->look(args[1], grad, weight) ||
+      !look_or_none(args[2], grad, bias) || weight.type != call.x.type || weight.dim != call.x.dim ||
+      !stamp->holds(*the_torch, args + 1, 2) || !the_torch->look(args[4], false, call.handle) ||
+      !number(args[5], call.c_out) || !read_tail(args + 6, grad, call))
+    Py_RETURN_NONE;
+  const bool linear = weight.dim == 2;
+  if (!linear && weight.dim != 4) Py_RETURN_NONE;
+  int64_t sizes[4] = {call.x.sizes[0], call.x.sizes[1], 1, 1};
+  int64_t strides[4] = {call.x.strides[0], call.x.strides[1], 1, 1};
+  if (linear) call.x.sizes = sizes, call.x.strides = strides, call.x.dim = 4;
+  call.c_in = -1;
+  call.out_channels = weight.sizes[0];
+  call.kernel[0] = linear ? 1 : weight.sizes[2];
+  call.kernel[1] = linear ? 1 : weight.sizes[3];
+  return Result().of(sliced_conv, &call);
+}
+
 // (x, keep, w1, b1, w2, b2[, w3, b3], stride, res, act, algo): skip_basic_block or skip_bottleneck.
 PyObject* skip_block_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::SkipBlock call;
@@ -130,9 +183,8 @@ PyObject* skip_block_call(PyObject*, PyObject* const* args, Py_ssize_t count) {
     fits = the_torch->look(args[2 + 2 * i], grad, call.weights[i]) &&
            the_torch->look(args[3 + 2 * i], grad, call.biases[i]);
   PyObject* const* tail = args + count - 4;
-  call.residual.data = nullptr;
   if (!fits || !number(tail[0], call.stride) || !word(tail[2], call.act) || !word(tail[3], call.algo) ||
-      (tail[1] != Py_None && !the_torch->look(tail[1], grad, call.residual)))
+      !look_or_none(tail[1], grad, call.residual))
     Py_RETURN_NONE;
   return Result().of(skip_block, &call);
 }
@@ -252,6 +304,11 @@ PyMethodDef methods[] = {
      "The op on (x, weight, bias, stamp, handle, stride, padding, dilation, groups, act, residual, algo), or None."},
     {"rep_conv2d_packed", method(rep_conv2d_packed), METH_FASTCALL,
      "The op on its own arguments, all positional, or None if this call has to go through the dispatcher."},
+    {"sliced_conv2d", method(sliced_conv2d), METH_FASTCALL,
+     "The op, or sliced_linear as a map, on (x, weight, bias, stamp, handle, c_out, stride, padding, dilation, groups, "
+     "group_mode, scale, shift, act, algo); or None."},
+    {"sliced_conv2d_packed", method(sliced_conv2d_packed), METH_FASTCALL,
+     "The op on x's first c_in channels, which follow x, and its own arguments, all positional; or None."},
     {"skip_block", method(skip_block_call), METH_FASTCALL,
      "skip_basic_block or skip_bottleneck on its own arguments, all positional, or None; see rep_conv2d_packed."},
     {"stage", method(stage), METH_FASTCALL,
@@ -272,6 +329,7 @@ void bind_direct(py::module_& m) {
       [] {
         try {
           rep_conv = reinterpret_cast<direct::RepConvEntry>(symbol("effkern_rep_conv2d_packed"));
+          sliced_conv = reinterpret_cast<direct::SlicedConvEntry>(symbol("effkern_sliced_conv2d_packed"));
           skip_block = reinterpret_cast<direct::SkipBlockEntry>(symbol("effkern_skip_block"));
           prepare_stage = reinterpret_cast<direct::SkipStagePrepare>(symbol("effkern_skip_stage_prepare"));
           release_stage = reinterpret_cast<direct::SkipStageRelease>(symbol("effkern_skip_stage_release"));

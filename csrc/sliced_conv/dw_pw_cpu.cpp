@@ -23,9 +23,9 @@ class Part {
   Part(const Conv& conv, const PackedWeight::Dims& dims, const RunningPart& part, ScalarType dtype, const char* op)
       : dims_(dims),
         part_(part),
-        bias_(first(conv.bias, outputs(), {op, conv.bias_name}), outputs(), dtype, {op, conv.bias_name}),
-        scale_(first(conv.scale, outputs(), {op, conv.scale_name}), outputs(), dtype, {op, conv.scale_name}, true),
-        shift_(first(conv.shift, outputs(), {op, conv.shift_name}), outputs(), dtype, {op, conv.shift_name}),
+        bias_(first(conv.bias, outputs(), dtype, {op, conv.bias_name})),
+        scale_(first(conv.scale, outputs(), dtype, {op, conv.scale_name}, /*finite=*/true)),
+        shift_(first(conv.shift, outputs(), dtype, {op, conv.shift_name})),
         weight_(conv.weight, dims, part),
         act_(act_from_name(conv.act, op)) {
     const float* added = bias_ ? bias_.data() : weight_.bias();

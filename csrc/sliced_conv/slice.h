@@ -24,11 +24,11 @@ RunningPart running_part(const PackedWeight::Dims& dims, int64_t c_in, int64_t c
                          const WidthNames& names);
 
 // That a handle was packed from a weight of these dimensions.
-void check_handle(const Tensor& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
+void check_handle(const View& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
                   const char* op);
 
 // The first `size` elements of a vector that may be longer (per-channel parameters of the whole layer).
-MaybeTensor first(const MaybeTensor& vector, int64_t size, Arg arg);
+FloatVector first(const MaybeView& vector, int64_t size, ScalarType other, Arg arg, bool finite = false);
 
 // Elements a bias must have: those of the outputs that run, all of them where they are not the leading ones.
 int64_t bias_size(const PackedWeight::Dims& dims, const RunningPart& run);

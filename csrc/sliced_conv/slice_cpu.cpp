@@ -3,7 +3,7 @@
 
 namespace effkern::sliced_conv {
 
-void check_handle(const Tensor& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
+void check_handle(const View& handle, int64_t out_channels, const std::vector<int64_t>& kernel_size, int64_t groups,
                   const char* op) {
   EFFKERN_CHECK_TYPE(PackedWeight::is_handle(handle), op,
                      ": handle must be a 1-d uint8 tensor made by pack_conv_weight, got shape ", shape_text(handle));
@@ -15,14 +15,12 @@ void check_handle(const Tensor& handle, int64_t out_channels, const std::vector<
                       kernel_size[1]);
 }
 
-MaybeTensor first(const MaybeTensor& vector, int64_t size, Arg arg) {
-  if (!vector.has_value()) return vector;
+FloatVector first(const MaybeView& vector, int64_t size, ScalarType other, Arg arg, bool finite) {
+  if (!vector.has_value()) return {};
   check_cpu(*vector, arg);
   EFFKERN_CHECK_VALUE(vector->dim() == 1 && vector->size(0) >= size, arg.op, ": ", arg.name,
                       " must be 1-d with at least ", size, " elements, got shape ", shape_text(*vector));
-  if (vector->size(0) == size) return vector;
-  Tensor whole = *vector;
-  return torch::stable::narrow(whole, 0, 0, size);
+  return {vector->leading(&size), size, other, arg, finite};
 }
 
 void add_bias(const float* bias, const float* scale, const float* shift, const PackedWeight::Dims& dims,

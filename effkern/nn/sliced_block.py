@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as module_hooks
 
 from effkern import ops
 from effkern.nn._packing import freeze_packs
@@ -15,6 +16,7 @@ from effkern.nn._widths import is_mixed, width_index
 from effkern.nn.sliced import Pair, SlicedConv2d, Tables, leading_channels
 from effkern.nn.sliced_group_norm import SlicedGroupNorm
 from effkern.nn.switchable_bn import Affine, SwitchableBatchNorm2d
+from effkern.ops import _direct
 
 Norm = Literal["batch", "group"]
 # In place where the gradient needs no input: batch norm's own gradient does not need its output.
@@ -25,6 +27,15 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "hardswish": nn.Hardswish,
     "silu": nn.SiLU,
 }
+
+
+class _Folded(NamedTuple):
+    """What a deployed layer keeps."""
+
+    tables: Tables
+    rows: list[Tables]  # of the tables, one a width
+    handle: Tensor | None
+    calls: list[tuple[Any, ...]]  # the short way's arguments behind x, one a width; empty where it is closed
 
 
 class SlicedConvBNAct(nn.Module):
@@ -82,8 +93,7 @@ class SlicedConvBNAct(nn.Module):
         else:
             self.bn = SlicedGroupNorm(out_channels, device=device, dtype=dtype)
         self.activation = _ACTIVATIONS[act]()
-        self._folded: Tables | None = None
-        self._rows: list[Tables] = []  # of _folded, one a width
+        self._folded: _Folded | None = None
 
     def forward(
         self,
@@ -99,17 +109,38 @@ class SlicedConvBNAct(nn.Module):
         at each width, ``act(sum_i w_i bn_i(y))``, with zeros past a width: a row with a single 1 gives that width, and
         the gradient of a weight says what its width would have given. In eval mode only.
         """
+        folded = self._folded
+        if folded is not None and in_width is None and type(width) is int and not torch.compiler.is_compiling():
+            y = self._short_way(folded, x, width)
+            if y is not None:
+                return y
         if self.training or is_mixed(width) or isinstance(self.bn, SlicedGroupNorm):
             return self.activation(self.bn(self.conv(x, width, in_width), width))
         return self.conv(x, width, in_width, tables=self._tables(width), act=self.act, zero_tail=zero_tail)
 
     def _tables(self, width: int | Tensor) -> Tables:
         assert isinstance(self.bn, SwitchableBatchNorm2d)
-        if self._folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
+        folded = self._folded
+        if folded is None or (torch.is_grad_enabled() and self.bn.weight.requires_grad):
             return self.bn.tables()
         if isinstance(width, Tensor):
-            return self._folded
-        return self._rows[width_index(width, self.bn.widths)]
+            return folded.tables
+        return folded.rows[width_index(width, self.bn.widths)]
+
+    def _short_way(self, folded: _Folded, x: Tensor, width: int) -> Tensor | None:
+        """The call past modules, checks and dispatcher, which take longer than a small convolution; or None."""
+        calls, conv = folded.calls, self.conv
+        if (
+            not -len(calls) <= width < len(calls)
+            or conv._frozen is not folded.handle
+            or conv._forward_hooks
+            or conv._forward_pre_hooks
+            or module_hooks._global_forward_hooks
+            or module_hooks._global_forward_pre_hooks
+            or (torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()))
+        ):
+            return None
+        return _direct.sliced_conv2d_packed(x, *calls[width])
 
     @torch.no_grad()
     def narrow(self, width: int, in_width: int | None = None) -> nn.Sequential:
@@ -131,10 +162,19 @@ class SlicedConvBNAct(nn.Module):
         """
         if self.training:
             raise RuntimeError("batch norm folds in eval mode only: call eval() first")
-        if isinstance(self.bn, SwitchableBatchNorm2d):
-            scale, shift = (t.detach() for t in self.bn.tables())
-            self._folded, self._rows = (scale, shift), list(zip(scale.unbind(), shift.unbind(), strict=True))
         freeze_packs(self.conv)
+        if not isinstance(self.bn, SwitchableBatchNorm2d):
+            return
+        scale, shift = (t.detach() for t in self.bn.tables())
+        rows = list(zip(scale.unbind(), shift.unbind(), strict=True))
+        conv, handle, calls = self.conv, self.conv._frozen, []
+        if handle is not None and handle.device == scale.device:
+            shape = (conv.out_channels[-1], conv.kernel_size)
+            geometry = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.group_mode)
+            for i, row in enumerate(rows):
+                c_in, c_out = (w[width_index(i, w)] for w in (conv.in_channels, conv.out_channels))
+                calls.append((c_in, handle, *shape, c_out, *geometry, *row, self.act, "auto"))
+        self._folded = _Folded((scale, shift), rows, handle, calls)
 
     def train(self, mode: bool = True) -> SlicedConvBNAct:
         if mode:  # eval() of a network in eval mode, as an evaluation does, changes nothing
@@ -144,6 +184,10 @@ class SlicedConvBNAct(nn.Module):
     def _apply(self, fn, recurse: bool = True) -> SlicedConvBNAct:  # type: ignore[no-untyped-def]
         self._folded = None
         return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        folded = self._folded  # the handle is the convolution's, whose copies and pickles have none
+        return {**self.__dict__, "_folded": folded and folded._replace(handle=None, calls=[])}
 
     def _load_from_state_dict(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         self._folded = None

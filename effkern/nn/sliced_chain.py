@@ -67,7 +67,7 @@ class RunsAsChain(nn.Module):
             if isinstance(part, SlicedConvBNAct):
                 if part._folded is None:
                     return None
-                tables += part._folded
+                tables += part._folded.tables
                 handles.append(part.conv._packed())
             else:
                 for linear in _linears(part):

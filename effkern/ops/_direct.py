@@ -34,7 +34,9 @@ available: bool = _library.loaded("_C") and _host is not None and _host.connect(
 if available:
     nothing_watches = _host.nothing_watches
     rep_conv2d, rep_conv2d_packed = _host.rep_conv2d, _host.rep_conv2d_packed
+    sliced_conv2d, sliced_conv2d_packed = _host.sliced_conv2d, _host.sliced_conv2d_packed
     skip_block, skip_stage, stage = _host.skip_block, _host.skip_stage, _host.stage
     stamp, stamp_holds, state_of = _host.stamp, _host.stamp_holds, _host.state_of
 else:
-    rep_conv2d = rep_conv2d_packed = skip_block = skip_stage = stage = stamp = stamp_holds = state_of = _refuse
+    rep_conv2d = rep_conv2d_packed = sliced_conv2d = sliced_conv2d_packed = _refuse
+    skip_block = skip_stage = stage = stamp = stamp_holds = state_of = _refuse

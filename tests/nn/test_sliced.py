@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from effkern.nn import SlicedConv2d, SlicedConvBNAct, SlicedLinear, SwitchableBatchNorm2d
+from effkern.ops import _direct
 
 INS, OUTS = [4, 8, 12], [6, 12, 24]
 CASES = {
@@ -249,6 +250,72 @@ def test_folding_is_undone_by_whatever_may_change_a_parameter():
         assert layer.eval()._folded is not None  # an evaluation calls eval() on a network that is deployed already
     layer(x, 2).sum().backward()
     assert layer.bn.weight.grad.any()
+
+
+@pytest.fixture
+def short_ways(monkeypatch):
+    """The results of calls past the dispatcher, None where one was not possible."""
+    seen, way = [], _direct.sliced_conv2d_packed
+
+    def watched(*args):
+        seen.append(way(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(_direct, "sliced_conv2d_packed", watched)
+    return seen
+
+
+@pytest.mark.skipif(not _direct.available, reason="no native library")
+def test_a_folded_layer_goes_the_short_way(short_ways):
+    layer, x = block(), torch.randn(2, 12, 6, 6)
+    with torch.no_grad():
+        expected = [layer(x, i) for i in (0, 1, 2, -1)]
+        layer.fold()
+        short_ways.clear()
+        for i, y in zip((0, 1, 2, -1), expected, strict=True):
+            assert torch.equal(layer(x, i), y) and torch.equal(short_ways.pop(), y) and not short_ways
+        with pytest.raises(IndexError, match="width"):
+            layer(x, 3)
+        with pytest.raises(ValueError, match="channels"):
+            layer(x[:, :5], 2)
+
+
+@pytest.mark.skipif(not _direct.available, reason="no native library")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.conv.register_forward_hook(lambda *_: None),
+        lambda layer: layer.conv.register_forward_pre_hook(lambda *_: None),
+        lambda layer: layer.conv.drop_pack(),
+        lambda layer: layer.conv.train().eval(),
+        lambda layer: setattr(layer, "conv", copy.deepcopy(layer.conv)),
+    ],
+    ids=["hook", "hook before", "pack dropped", "trained", "replaced"],
+)
+def test_a_folded_layer_leaves_the_short_way_where_somebody_looks_or_the_pack_is_gone(change, short_ways):
+    layer, x = block(), torch.randn(2, 12, 6, 6)
+    with torch.no_grad():
+        layer.fold()
+        y = layer(x, 1)
+        ways = len(short_ways)
+        change(layer)
+        handle, folded = layer.conv._frozen, layer._folded
+        assert torch.equal(layer(x, 1), y)
+        assert folded is not None and layer._short_way(folded, x, 1) is None
+        assert handle is None or len(short_ways) == ways + 1  # the op's own way then, from the layer inside
+    layer(x, 1).sum().backward()
+    assert layer.conv.weight.grad.any()
+
+
+def test_copies_of_a_folded_layer_give_the_same():
+    layer, x = block(), torch.randn(2, 12, 6, 6)
+    with torch.no_grad():
+        layer.fold()
+        y = layer(x, 1)
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(other(x, 1), y)
+            other.conv.weight.mul_(2)
+            assert not torch.equal(other(x, 1), y) and torch.equal(layer(x, 1), y)
 
 
 def test_the_pack_follows_the_weight():

@@ -11,7 +11,18 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from effkern.ops import _direct, _memo, pack_conv_weight, rep_conv2d, rep_conv2d_packed, skip_basic_block, skip_stage
+from effkern.ops import (
+    _direct,
+    _memo,
+    pack_conv_weight,
+    rep_conv2d,
+    rep_conv2d_packed,
+    skip_basic_block,
+    skip_stage,
+    sliced_conv2d,
+    sliced_conv2d_packed,
+    sliced_linear,
+)
 from effkern.ops._memo import Memo
 from effkern.ops.rep_conv import _packed_op
 from effkern.testing import layouts
@@ -24,13 +35,19 @@ def memo(monkeypatch):
     """A fresh memo, whatever the environment says."""
     fresh = Memo("on")
     monkeypatch.setattr(_memo, "memo", lambda: fresh)
-    monkeypatch.setattr("effkern.ops.rep_conv.memo", lambda: fresh)
+    for module in ("rep_conv", "sliced_conv.packed", "sliced_conv.linear"):
+        monkeypatch.setattr(f"effkern.ops.{module}.memo", lambda: fresh)
     return fresh
 
 
 pytestmark = pytest.mark.skipif(not _direct.available, reason="no native library")
 
-SHORT = {"rep_conv2d_packed": "rep_conv2d_packed", "skip_basic_block": "skip_block", "skip_bottleneck": "skip_block"}
+SHORT = {
+    "rep_conv2d_packed": _direct.rep_conv2d_packed,
+    "skip_basic_block": _direct.skip_block,
+    "skip_bottleneck": _direct.skip_block,
+    "sliced_conv2d_packed": lambda x, *args: _direct.sliced_conv2d_packed(x, -1, *args),
+}
 SAMPLES = [name for name in every_sample() if name.split("/")[0] in SHORT]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -65,7 +82,7 @@ def test_gives_the_bits_and_strides_of_the_operator(name, dtype):
     want = operator(sample)(*sample.args)
     args = [tuple(a) if isinstance(a, list | torch.Size) else a for a in sample.args]
     with torch.no_grad():
-        got = getattr(_direct, SHORT[sample.op.name])(*args)
+        got = SHORT[sample.op.name](*args)
     if want.numel() == 0 or any(isinstance(a, torch.Tensor) and a.numel() == 0 for a in sample.args):
         assert got is None
     else:
@@ -85,6 +102,45 @@ def _packed(args):
     """As the operator takes them: every geometry as two ints."""
     pairs = ("kernel_size", "stride", "padding", "dilation")
     return [[v, v] if k in pairs else v for k, v in args.items()]
+
+
+def sliced_args(c_in, c_out, **options):
+    """Arguments of the short way of sliced_conv2d_packed behind x."""
+    handle = pack_conv_weight(torch.randn(12, 8, 3, 3), torch.randn(12))
+    values = {"groups": 1, "group_mode": "prefix_groups", "scale": None, "shift": None, "act": "relu", "algo": "auto"}
+    return c_in, handle, 12, 3, c_out, 1, 1, 1, *{**values, **options}.values()
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+def test_a_prefix_is_read_in_place(layout):
+    x = layouts(torch.randn(2, 8, 4, 5))[layout]
+    args = sliced_args(5, 7, scale=torch.rand(12), shift=torch.rand(12))
+    got = _direct.sliced_conv2d_packed(x, *args)
+    options = {"scale": args[-4], "shift": args[-3], "act": "relu"}
+    want = sliced_conv2d_packed(x[:, :5].clone(memory_format=torch.preserve_format), *args[1:5], 1, 1, **options)
+    assert same_bits(got, want) and got.shape == (2, 7, 4, 5)
+
+
+@pytest.mark.parametrize("c_in, c_out", [(9, 7), (5, 13), (5, -1)])
+def test_widths_that_do_not_fit_step_aside(c_in, c_out):
+    assert _direct.sliced_conv2d_packed(torch.randn(2, 8, 4, 5), *sliced_args(c_in, c_out)) is None
+
+
+@pytest.mark.parametrize("name", ["conv", "linear"])
+def test_sliced_ops_find_their_pack_the_short_way(name, memo):
+    conv = name == "conv"
+    x = torch.randn(2, 5, 4, 4) if conv else torch.randn(2, 5)
+    weight, bias = torch.randn(12, 8, 3, 3) if conv else torch.randn(12, 8), torch.randn(12)
+    op = (lambda: sliced_conv2d(x, weight, bias, 7, padding=1)) if conv else (lambda: sliced_linear(x, weight, bias, 7))
+    first, _, third = op(), op(), op()
+    assert memo.hits == 2 and memo.quick and same_bits(first, third)
+    with torch.no_grad():
+        weight.mul_(2)  # the pack is stale
+    changed = op()
+    direct = (sliced_conv2d if conv else sliced_linear)(
+        x, weight.clone(), bias.clone(), 7, **({"padding": 1} if conv else {})
+    )
+    assert same_bits(changed, direct) and not same_bits(changed, first)
 
 
 class Watching(torch.Tensor):

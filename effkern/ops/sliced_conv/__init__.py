@@ -19,7 +19,13 @@ from effkern.ops.sliced_conv._checks import check_bias
 from effkern.ops.sliced_conv.chain import sliced_chain
 from effkern.ops.sliced_conv.dw_pw import sliced_dw_pw, sliced_dw_pw_packed
 from effkern.ops.sliced_conv.linear import sliced_linear, sliced_linear_ragged
-from effkern.ops.sliced_conv.packed import _packed, remembered, sliced_conv2d_packed, sliced_conv2d_ragged_packed
+from effkern.ops.sliced_conv.packed import (
+    _packed,
+    by_the_short_way,
+    remembered,
+    sliced_conv2d_packed,
+    sliced_conv2d_ragged_packed,
+)
 from effkern.ops.sliced_conv.ragged import sliced_conv2d_ragged
 from effkern.ops.sliced_conv.steps import AttentionStep, MeanStep, SlicedStep
 
@@ -183,8 +189,12 @@ def sliced_conv2d(
         c_out = weight.size(0)
         if groups > 1 and group_mode == "prefix_groups" and weight.size(1) > 0:
             c_out = x.size(1) // weight.size(1) * (c_out // groups)
+    behind = (groups, group_mode, scale, shift, act, algo)
+    y = by_the_short_way(x, weight, bias, ("conv", groups, algo), c_out, stride, padding, dilation, *behind)
+    if y is not None:
+        return y
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))
-    options = (*geometry, groups, group_mode, scale, shift, act, algo)
+    options = (*geometry, *behind)
     handle = remembered(x, weight, bias, groups, algo, (scale, shift))
     if handle is not None:
         with suppress(ValueError, TypeError, IndexError):  # below they are raised in this op's name

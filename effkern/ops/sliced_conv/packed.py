@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from effkern.ops import _checks as check
+from effkern.ops import _direct
 from effkern.ops._memo import memo
 from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op, empty_like_layout
@@ -29,6 +30,28 @@ def remembered(
         return None  # a bias of the running outputs only is legal for the op, not for a pack
     parts = (weight, bias)
     return memo().packed(parts, ("conv", groups, algo), lambda: pack_conv_weight(*parts, groups, algo), (x, *inputs))
+
+
+def by_the_short_way(
+    x: Tensor, weight: Tensor, bias: Tensor | None, tag: tuple[Hashable, ...], c_out: int, *options: Any
+) -> Tensor | None:
+    """The call with the memo's handle past the dispatcher, see :mod:`effkern.ops._direct`; None: not this one.
+
+    Args:
+        x, weight, bias: of a convolution, or of a linear layer, whose result has two dimensions of 1 behind it.
+        tag: what the memo knows the handle by, beside weight and bias.
+        c_out: of the call.
+        options: from ``stride`` to ``algo``.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    known = memo().quick.get((id(weight), id(bias), *tag))
+    if known is None:
+        return None
+    y = _direct.sliced_conv2d(x, weight, bias, *known, c_out, *options)
+    if y is not None:
+        memo().hits += 1
+    return y
 
 
 def _check_handle(
@@ -178,8 +201,16 @@ def sliced_conv2d_packed(
 
     Not differentiable; a backward pass through it raises ``RuntimeError``.
     """
+    c_out = out_channels if c_out is None else c_out
+    if not torch.compiler.is_compiling():
+        y = _direct.sliced_conv2d_packed(
+            x, -1, handle, out_channels, kernel_size, c_out, stride, padding, dilation, groups, group_mode,
+            scale, shift, act, algo,
+        )  # fmt: skip
+        if y is not None:
+            return y
     return _packed(
-        x, handle, out_channels, check.pair(kernel_size, "kernel_size"), out_channels if c_out is None else c_out,
+        x, handle, out_channels, check.pair(kernel_size, "kernel_size"), c_out,
         check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"), groups,
         group_mode, scale, shift, act, algo,
     )  # fmt: skip
