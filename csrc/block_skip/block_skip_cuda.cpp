@@ -5,23 +5,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../conv/conv_op.h"
+#include "block_cuda.h"
 #include "compact.h"
 #include "stage_gpu.h"
 
 namespace effkern::block_skip {
-namespace {
 
-struct Arguments {
-  const char* op;
-  const Tensor &x, &keep;
-  std::vector<Tensor> weights, biases;  // 2 of 3x3, or 3 of 1x1, 3x3, 1x1
-  int64_t stride;
-  const MaybeTensor& res;
-  std::string act, algo;
-};
-
-// Floats may be between 0 and 1: they blend.
 bool is_soft(const Tensor& keep) {
   return keep.scalar_type() != ScalarType::Bool && keep.scalar_type() != ScalarType::Byte;
 }
@@ -37,7 +26,6 @@ void check_keep(const Tensor& keep, const Tensor& x, Arg arg) {
     EFFKERN_CHECK_VALUE(keep.size(i) < kLimit, arg.op, ": ", arg.name, " must have fewer than 2^31 rows and columns");
 }
 
-// Launches compact over a [N] or [N, B] mask. idx: [B][N], count: [B].
 void sort(const device::Scope& scope, const Tensor& keep, Tensor& idx, Tensor& count, bool rest) {
   const bool many = keep.dim() == 2;
   run({.keep = scope.of<const char>(keep),
@@ -53,16 +41,7 @@ void sort(const device::Scope& scope, const Tensor& keep, Tensor& idx, Tensor& c
       scope.stream());
 }
 
-// Everything about the convolutions of a block that does not depend on the mask.
-struct Conv {
-  Tensor weight;
-  MaybeTensor bias;
-  PackedWeight::Dims dims;
-  Geometry geometry;
-};
-
-// first: the number of the block's first weight in messages, counted from 0.
-std::vector<Conv> convs_of(const Arguments& a, size_t first = 0) {
+std::vector<Conv> convs_of(const Arguments& a, size_t first) {
   std::vector<Conv> convs;
   const ScalarType dtype = a.x.scalar_type();
   const bool basic = a.weights.size() == 2;
@@ -86,7 +65,6 @@ std::vector<Conv> convs_of(const Arguments& a, size_t first = 0) {
   return convs;
 }
 
-// With samples of contiguous elements, as idle blocks copy them.
 Tensor dense(const Tensor& map) {
   const int64_t c = map.size(1), w = map.size(3), h = map.size(2);
   const bool is =
@@ -156,6 +134,8 @@ Tensor skip_block(const Arguments& a) {
   }
   return y.finish();
 }
+
+namespace {
 
 Tensor skip_basic_block(const Tensor& x, const Tensor& keep, const Tensor& w1, const Tensor& b1, const Tensor& w2,
                         const Tensor& b2, int64_t stride, const MaybeTensor& res, Text act, Text algo) {

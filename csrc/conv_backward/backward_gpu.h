@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "../common/cuda/columns.h"
+#include "../common/cuda/indices.h"
 #include "../common/cuda/stream.h"
 #include "../conv/conv_gpu.h"
 
@@ -62,6 +63,15 @@ struct Wgrad {
   int32_t columns;              // of all taps
   device::Slices slices;        // of the pixels of all samples
   bool wide;                    // depthwise: 16-byte access to both
+
+  // Not for depthwise: entry i is sample rows[i] of x and gz; null: no list.
+  Global<const int32_t> rows;
+  Global<const int32_t> count;  // of entries; null: `classes` tell
+  // With widths by sample: entries in classes of which the first have the most outputs. A block takes those that reach
+  // its tile.
+  Global<const Part> classes;
+  Global<const int32_t> class_count;
+  device::Indices in_of, out_of;  // channels of a sample, c_in and c_out at most; without words: these
 };
 
 // The slices added up in order, as the gradient of the whole weight: zeros where nothing ran.

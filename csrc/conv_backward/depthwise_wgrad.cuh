@@ -7,11 +7,19 @@
 #pragma once
 
 #include "../common/cuda/columns.cuh"
+#include "../common/cuda/indices.cuh"
 #include "backward_gpu.h"
 
 namespace effkern::conv::gpu {
 
 constexpr int kTapsAtOnce = 9;
+
+// Channels of sample n that have both an input and an output.
+template <class T>
+__device__ __forceinline__ int32_t common_width(const Wgrad<T>& p, int32_t n) {
+  const int32_t in = device::entry_of(p.in_of, n, p.groups), out = device::entry_of(p.out_of, n, p.groups);
+  return in < out ? in : out;
+}
 
 template <class T>
 __global__ void __launch_bounds__(device::kColumnThreads, 3) depthwise_wgrad(const __grid_constant__ Wgrad<T> p) {
@@ -29,7 +37,8 @@ __global__ void __launch_bounds__(device::kColumnThreads, 3) depthwise_wgrad(con
   if (left > 0) {
     for (int32_t pixel = begin + device::thread() / device::kColumnChunks; pixel < end; pixel += device::kColumnLanes) {
       const int32_t w = pixel % p.out.w, h = pixel / p.out.w % p.out.h, n = pixel / p.out.w / p.out.h;
-      const auto g = device::read_chunk<T>(p.gz + (n * p.gs.n + h * p.gs.h + w * p.gs.w + channel), left, p.wide);
+      const int32_t width = p.in_of.words ? common_width(p, n) - channel : left;
+      const auto g = device::read_chunk<T>(p.gz + (n * p.gs.n + h * p.gs.h + w * p.gs.w + channel), width, p.wide);
       const int32_t top = h * p.stride.h - p.pad.h, side = w * p.stride.w - p.pad.w;
       const Global<const T> x = p.x + (n * p.xs.n + channel);
 #pragma unroll
@@ -37,7 +46,7 @@ __global__ void __launch_bounds__(device::kColumnThreads, 3) depthwise_wgrad(con
         const int32_t y = top + (tap + t) / p.kernel.w * p.dilation.h,
                       at = side + (tap + t) % p.kernel.w * p.dilation.w;
         if (tap + t < taps && y >= 0 && y < p.in.h && at >= 0 && at < p.in.w) {
-          const auto in = device::read_chunk<T>(x + (y * p.xs.h + at * p.xs.w), left, p.wide);
+          const auto in = device::read_chunk<T>(x + (y * p.xs.h + at * p.xs.w), width, p.wide);
 #pragma unroll
           for (int e = 0; e < kPer; ++e)
             sums[t][e] = device::fma(device::to_float(g.v[e]), device::to_float(in.v[e]), sums[t][e]);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "../common/cuda/columns.cuh"
+#include "../common/cuda/indices.cuh"
 #include "backward_gpu.h"
 
 namespace effkern::conv::gpu {
@@ -18,6 +19,7 @@ __device__ __forceinline__ int reversed(int row) { return (row & 1) << 2 | (row 
 // Where a block's tile lies.
 struct WgradTile {
   int32_t m, n, group, slice;
+  int32_t begin = 0, pixels = 0;  // of all entries: the first, how many
 };
 
 template <class C>
@@ -41,20 +43,20 @@ class WgradLoader {
     const int to = (q ^ (bits & (kPerRow - 1))) * 16 + swap * kFar;
     to_a_ = row * C::kRowA + to, to_b_ = C::kDepth * C::kRowA + row * C::kRowB + to;
     odd_ = -2 * swap * kFar;
-    const int32_t begin = tile.slice * p.slices.slice, pixel = begin + row;
-    const int32_t left = p.slices.rows - begin;
-    left_ = (left < p.slices.slice ? left : p.slices.slice) - row;
+    const int32_t pixel = tile.begin + row;
+    left_ = tile.pixels - row;
     const int32_t w = pixel % p.out.w, h = pixel / p.out.w % p.out.h;
-    const int32_t n = pixel / p.out.w / p.out.h;
+    entry_ = pixel / p.out.w / p.out.h;
     const Size2 step{C::kDepth / p.out.w % p.out.h, C::kDepth % p.out.w};
     y_ = h * p.stride.h, x_ = w * p.stride.w;
     step_ = {step.h * p.stride.h, step.w * p.stride.w}, end_ = {p.out.h * p.stride.h, p.out.w * p.stride.w};
-    const int32_t samples = C::kDepth / p.out.w / p.out.h;
+    samples_ = C::kDepth / p.out.w / p.out.h;
+    const int64_t n = C::kListed ? 0 : entry_;  // a listed sample is looked up
 
     const int32_t m = tile.m + q * kPer;
     int64_t at = n * p.gs.n + h * p.gs.h + w * p.gs.w + static_cast<int64_t>(tile.group) * p.c_out + m;
     a_ = p.gz.template as<const char>() + at * kSize;
-    a_left_ = p.c_out - m;
+    a_left_ = p.c_out - m, in_ = p.c_in, out_ = p.c_out;
     at = n * p.xs.n + static_cast<int64_t>(y_ - p.pad.h) * p.xs.h + static_cast<int64_t>(x_ - p.pad.w) * p.xs.w +
          static_cast<int64_t>(tile.group) * p.c_in;
     b_ = p.x.template as<const char>() + at * kSize;
@@ -68,12 +70,14 @@ class WgradLoader {
       of_tap_[i] = ((down_[i] + p.pad.h) * p.xs.h + (right_[i] + p.pad.w) * p.xs.w + c) * kSize;
       b_left_[i] = p.c_in - c;
     }
-    partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM;
-    const int64_t ax = p.xs.w * p.stride.w * kSize, ay = p.xs.h * p.stride.h * kSize, an = p.xs.n * kSize;
-    b_step_ = samples * an + step.h * ay + step.w * ax;
+    partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM || (C::kListed && p.classes);
+    const int64_t ax = p.xs.w * p.stride.w * kSize, ay = p.xs.h * p.stride.h * kSize;
+    const int64_t an = C::kListed ? 0 : p.xs.n * kSize, gn = C::kListed ? 0 : p.gs.n;  // go_to() adds a list's
+    b_step_ = samples_ * an + step.h * ay + step.w * ax;
     b_row_ = ay - p.out.w * ax, b_sample_ = an - p.out.h * ay;
-    a_step_ = (samples * p.gs.n + step.h * p.gs.h + step.w * p.gs.w) * kSize;
-    a_row_ = (p.gs.h - p.out.w * p.gs.w) * kSize, a_sample_ = (p.gs.n - p.out.h * p.gs.h) * kSize;
+    a_step_ = (samples_ * gn + step.h * p.gs.h + step.w * p.gs.w) * kSize;
+    a_row_ = (p.gs.h - p.out.w * p.gs.w) * kSize, a_sample_ = (gn - p.out.h * p.gs.h) * kSize;
+    if (C::kListed && left_ > 0) go_to(entry_);
   }
 
   // Starts the copies of the current pixels into a stage and goes on to the next ones.
@@ -120,7 +124,22 @@ class WgradLoader {
     x_ += step_.w;
     if (x_ >= end_.w) x_ -= end_.w, y_ += p_.stride.h, a_ = a_ + a_row_, b_ = b_ + b_row_;
     y_ += step_.h;
-    if (y_ >= end_.h) y_ -= end_.h, a_ = a_ + a_sample_, b_ = b_ + b_sample_;
+    int32_t samples = samples_;
+    if (y_ >= end_.h) y_ -= end_.h, a_ = a_ + a_sample_, b_ = b_ + b_sample_, ++samples;
+    if (C::kListed && samples > 0 && left_ > 0) go_to(entry_ + samples);
+  }
+
+  // With lists: to another entry, with its widths.
+  __device__ __forceinline__ void go_to(int32_t entry) {
+    const int32_t n = device::load<int32_t>(p_.rows + entry), by = n - sample_;
+    a_ = a_ + by * p_.gs.n * kSize, b_ = b_ + by * p_.xs.n * kSize;
+    entry_ = entry, sample_ = n;
+    if (!p_.classes) return;
+    const int32_t in = device::entry_of(p_.in_of, n, p_.c_in), out = device::entry_of(p_.out_of, n, p_.c_out);
+    a_left_ += out - out_;
+#pragma unroll
+    for (int i = 0; i < kB; ++i) b_left_[i] += in - in_;
+    in_ = in, out_ = out;
   }
 
   const Wgrad<T>& p_;
@@ -133,6 +152,8 @@ class WgradLoader {
   int32_t down_[kB], right_[kB];  // of a chunk's tap, less the padding
   int64_t of_tap_[kB];            // bytes from the first tap
   int64_t a_step_, a_row_, a_sample_, b_step_, b_row_, b_sample_;  // to the next pixels, and where a row or map ends
+  int32_t samples_, entry_, sample_ = 0;  // in a block of pixels; with a list: the current entry and its sample
+  int32_t in_, out_;                      // channels that a_left_ and b_left_ were counted to
   bool partial_;
 };
 

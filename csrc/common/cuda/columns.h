@@ -33,11 +33,25 @@ struct Slices {
   int32_t rows, slice, count;  // all rows, those of a slice, slices
 };
 
+// `rows` in as many slices as there are of `most`, each of whole `step`s; the last ones may be empty.
+EFFKERN_BOTH Slices slices_within(const Slices& most, int32_t rows, int32_t step) {
+  const int32_t each = rows > 0 ? (rows - 1) / most.count + 1 : 1;
+  return {rows, (each - 1) / step * step + step, most.count};
+}
+
 // At least `least` rows a slice, as many slices as `wanted` of them, a slice of whole `step`s.
 inline Slices slices_of(int64_t rows, int64_t wanted, int64_t least, int64_t step) {
   const int64_t count = std::max<int64_t>(1, std::min(wanted, rows / least));
   const int64_t slice = std::max<int64_t>(1, ((rows + count - 1) / count + step - 1) / step) * step;
   return {static_cast<int32_t>(rows), static_cast<int32_t>(slice), static_cast<int32_t>((rows + slice - 1) / slice)};
+}
+
+// A map of each sample in pieces of whole steps of a block of kColumnThreads, at least 64 pixels each, so many that a
+// large device is full. rows and slice are of one map.
+template <class T>
+Slices pieces_of(int64_t samples, int64_t pixels, int32_t channels) {
+  const int64_t blocks = std::max<int64_t>(1, int64_t{column_groups<T>(channels)} * samples);
+  return slices_of(pixels, (528 + blocks - 1) / blocks, 4 * kColumnLanes, kColumnLanes);
 }
 
 // For blocks of kColumnThreads: enough slices that a device of 132 multiprocessors has four blocks each.

@@ -11,6 +11,9 @@ void every_tile() {
   wgrad_tails<WgradLarge<kMath, T>>();
   wgrad_tails<WgradSmall<kMath, T>>();
   wgrad_tails<WgradUnaligned<kMath, T>>();
+  wgrad_lists<WgradLarge<kMath, T, true>>();
+  wgrad_lists<WgradSmall<kMath, T, true>>();
+  wgrad_lists<WgradUnaligned<kMath, T, true>>();
 }
 
 }  // namespace
@@ -26,6 +29,12 @@ TEST(wgrad_gpu_main_loop_touches_banks_and_sectors_once) {
   measure_wgrad<WgradSmall<Math::BF16, BF16>>(c);
   measure_wgrad<WgradLarge<Math::TF32, float>>(c);
   measure_wgrad<WgradSmall<Math::F32, float>>(c);
+  WgradCase some = c;
+  some.n = 4, some.listed = {{2, 0, 3}};
+  measure_wgrad<WgradLarge<Math::F16, F16, true>>(some);
+  some.listed.reset(), some.widths = {{64, 128}, {16, 48}, {48, 16}, {0, 32}};
+  measure_wgrad<WgradSmall<Math::F16, F16, true>>(some);
+  measure_wgrad<WgradLarge<Math::TF32, float, true>>(some);
 }
 
 }  // namespace effkern::test::simt

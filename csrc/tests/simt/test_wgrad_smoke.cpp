@@ -13,6 +13,16 @@ TEST(wgrad_gpu_smoke) {
   measure_wgrad<WgradSmall<Math::F16, F16>>({.n = 2, .h = 6, .w = 8, .c_in = 32, .c_out = 64});
 }
 
+TEST(wgrad_gpu_smoke_of_lists) {
+  wgrad_lists<WgradSmall<Math::F16, F16, true>>(2);
+  wgrad_lists<WgradUnaligned<Math::F32, float, true>>(1);
+  WgradCase c{.n = 4, .h = 6, .w = 8, .c_in = 32, .c_out = 128, .slice = 64};
+  c.listed = {{2, 0, 3}};
+  measure_wgrad<WgradSmall<Math::F16, F16, true>>(c);
+  c.listed.reset(), c.widths = {{32, 128}, {16, 40}, {8, 8}, {0, 24}};
+  measure_wgrad<WgradSmall<Math::TF32, float, true>>(c);
+}
+
 TEST(wgrad_gpu_smoke_32_bits) {
   wgrad_holds<WgradSmall<Math::TF32, float>>({.c_in = 20, .c_out = 36, .normal = true}, 3);
   measure_wgrad<WgradSmall<Math::TF32, float>>({.n = 1, .h = 6, .w = 8, .c_in = 32, .c_out = 64});
@@ -30,6 +40,8 @@ TEST(wgrad_gpu_depthwise) {
   depthwise_wgrad_holds<float>(c);
   c = one, c.groups = 5, c.normal = true;
   depthwise_wgrad_holds<float>(c, 2);
+  c = one, c.n = 4, c.groups = 67, c.slice = 50, c.widths = {{67, 20}, {0, 67}, {67, 67}, {33, 67}};
+  depthwise_wgrad_holds<BF16>(c, 3);
   c = one, c.groups = 8, c.h = 2, c.kernel = {1, 3}, c.pad = {-1, 1}, c.far = int64_t{3} << 31;
   depthwise_wgrad_holds<F16>(c, 2);
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from effkern.ops._autograd import activate, activation_backward, channel_sum, compute_dtype
 from effkern.ops._conv_backward import conv_gradients
-from effkern.ops._registry import Op
+from effkern.ops._registry import Op, empty_like_layout
 from effkern.ops.block_skip.reference import CONVS, dense_weights, strides_of
 
 
@@ -197,11 +197,16 @@ def _needed(grads: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor]:
 
 
 def _like(wanted: Sequence[Tensor | None], needs: Sequence[bool], x: Tensor) -> list[Tensor]:
-    """Empty gradients with the shapes and dtypes of what they belong to; empty where not needed."""
-    return [
-        torch.empty_like(t, memory_format=torch.contiguous_format) if need and t is not None else x.new_empty(0)
-        for t, need in zip(wanted, needs, strict=True)
-    ]
+    """Uninitialised gradients like what they belong to, maps and weights in its layout; empty where not needed."""
+
+    def like(t: Tensor) -> Tensor:
+        return (
+            empty_like_layout(t, t.shape)
+            if t.dim() == 4
+            else torch.empty_like(t, memory_format=torch.contiguous_format)
+        )
+
+    return [like(t) if need and t is not None else x.new_empty(0) for t, need in zip(wanted, needs, strict=True)]
 
 
 def _interleaved(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
