@@ -56,7 +56,8 @@ class WgradLoader {
     const int32_t m = tile.m + q * kPer;
     int64_t at = n * p.gs.n + h * p.gs.h + w * p.gs.w + static_cast<int64_t>(tile.group) * p.c_out + m;
     a_ = p.gz.template as<const char>() + at * kSize;
-    a_left_ = p.c_out - m, in_ = p.c_in, out_ = p.c_out;
+    a_left_ = p.c_out - m;
+    in_ = p.c_in, out_ = p.c_out;
     at = n * p.xs.n + static_cast<int64_t>(y_ - p.pad.h) * p.xs.h + static_cast<int64_t>(x_ - p.pad.w) * p.xs.w +
          static_cast<int64_t>(tile.group) * p.c_in;
     b_ = p.x.template as<const char>() + at * kSize;

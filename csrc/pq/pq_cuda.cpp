@@ -10,9 +10,7 @@
 #include "dots_gpu.h"
 
 namespace effkern::pq {
-namespace {
 
-// y: rows of `taps` times `channels` numbers, dense.
 void decode_into(const device::Scope& scope, const Coded& weight, const MaybeTensor& scale, int64_t taps,
                  int64_t channels, const Tensor& y) {
   device::in_type(y.scalar_type(), [&]<class T>(T) {
@@ -28,6 +26,8 @@ void decode_into(const device::Scope& scope, const Coded& weight, const MaybeTen
     run(p, scope.stream());
   });
 }
+
+namespace {
 
 Tensor pq_decode(const Tensor& codes, const Tensor& codebook, const MaybeTensor& scale) {
   constexpr const char* op = "pq_decode";

@@ -26,6 +26,8 @@ WGRAD, WGRAD_LOADER, WGRAD_MATH, DEPTHWISE_WGRAD, ACT_GRAD, TRANSPOSE, FOLD = (
     f"conv_backward/{name}.cuh"
     for name in ("wgrad", "wgrad_loader", "wgrad_math", "depthwise_wgrad", "act_grad", "transpose", "fold")
 )
+BLOCK_GRAD, RAGGED_GRAD, SLOPE = "block_skip/block_grad.cuh", "sliced_conv/ragged_grad.cuh", "conv_backward/slope.cuh"
+BOOK_GRAD = "pq/book_grad.cuh"
 BACKWARD, COLUMNS = "conv_backward/backward_gpu.h", "common/cuda/columns.cuh"
 BN_FORWARD, BN_BACKWARD = "multi_branch_bn/bn_forward.cuh", "multi_branch_bn/bn_backward.cuh"
 
@@ -553,7 +555,7 @@ MUTANTS = (
     Mutant(
         "wgrad: pixels past the slice read",
         WGRAD_LOADER,
-        "left_ = (left < p.slices.slice ? left : p.slices.slice) - row;",
+        "left_ = tile.pixels - row;",
         "left_ = 1 << 30;",
     ),
     Mutant("wgrad: pixels past the slice read in x", WGRAD_LOADER, "live ? y_ : kNowhere", "y_"),
@@ -578,8 +580,8 @@ MUTANTS = (
     Mutant(
         "wgrad: tiles of few outputs copied whole",
         WGRAD_LOADER,
-        "partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM;",
-        "partial_ = p.c_in % kPer != 0;",
+        "partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM || ",
+        "partial_ = p.c_in % kPer != 0 || ",
     ),
     Mutant(
         "wgrad: partial chunks of x copied whole",
@@ -594,8 +596,8 @@ MUTANTS = (
     Mutant(
         "wgrad: samples not walked",
         WGRAD_LOADER,
-        "const int32_t samples = C::kDepth / p.out.w / p.out.h;",
-        "const int32_t samples = 0;",
+        "samples_ = C::kDepth / p.out.w / p.out.h;",
+        "samples_ = 0;",
     ),
     Mutant("wgrad: gz of the first group", WGRAD_LOADER, "static_cast<int64_t>(tile.group) * p.c_out", "0"),
     Mutant("wgrad: x of the first group", WGRAD_LOADER, "static_cast<int64_t>(tile.group) * p.c_in", "0"),
@@ -646,7 +648,22 @@ MUTANTS = (
     Mutant(
         "wgrad: fp32 form without its swizzle", WGRAD_MATH, "const int flip = reversed(k) * 16;", "const int flip = 0;"
     ),
+    Mutant("wgrad: classes that do not reach the tile summed", WGRAD, "if (part.c_out <= m) break;", ""),
+    Mutant("wgrad: class at the tile's edge left out", WGRAD, "part.c_out <= m)", "part.c_out <= m + 1)"),
+    Mutant(
+        "wgrad: last entry forgotten", WGRAD, "device::load<int32_t>(p.count);", "device::load<int32_t>(p.count) - 1;"
+    ),
+    Mutant("wgrad: first entry not looked up", WGRAD_LOADER, "if (C::kListed && left_ > 0) go_to(entry_);", ""),
+    Mutant("wgrad: list read past its end", WGRAD_LOADER, "samples > 0 && left_ > 0)", "samples > 0)"),
+    Mutant("wgrad: list walked one by one", WGRAD_LOADER, "go_to(entry_ + samples)", "go_to(entry_ + 1)"),
+    Mutant("wgrad: gz of the first entry", WGRAD_LOADER, "a_ = a_ + by * p_.gs.n * kSize, b_", "b_"),
+    Mutant("wgrad: widths counted twice", WGRAD_LOADER, "    in_ = in, out_ = out;\n", ""),
+    Mutant("wgrad: widths not looked at", WGRAD_LOADER, " || (C::kListed && p.classes)", ""),
+    Mutant("wgrad: inputs of the first entry", WGRAD_LOADER, "b_left_[i] += in - in_;", ";"),
+    Mutant("wgrad: outputs of the first entry", WGRAD_LOADER, "a_left_ += out - out_;", ";"),
     # depthwise_wgrad
+    Mutant("depthwise_wgrad: inputs a sample lacks", DEPTHWISE_WGRAD, "return in < out ? in : out;", "return out;"),
+    Mutant("depthwise_wgrad: outputs a sample lacks", DEPTHWISE_WGRAD, "return in < out ? in : out;", "return in;"),
     Mutant("depthwise_wgrad: lower padding read", DEPTHWISE_WGRAD, "y < p.in.h &&", "y <= p.in.h &&"),
     Mutant("depthwise_wgrad: left padding read", DEPTHWISE_WGRAD, "&& at >= 0 &&", "&& at >= -1 &&"),
     Mutant("depthwise_wgrad: second group of taps is the first", DEPTHWISE_WGRAD, "% tap_groups * kTapsAtOnce", "* 0"),
@@ -676,6 +693,79 @@ MUTANTS = (
         "wide && count >= kPerChunk<T>) return",
         "wide) return",
     ),
+    # block_grad, ragged_grad
+    Mutant(
+        "block_grad: dropped samples kept", BLOCK_GRAD, "const bool kept = mask != 0.0f;", "const bool kept = true;"
+    ),
+    Mutant("block_grad: hard masks blend", BLOCK_GRAD, "p.soft || !kept ? mask : 1.0f", "mask"),
+    Mutant("block_grad: gate forgotten", BLOCK_GRAD, "through(gate * in,", "through(in,"),
+    Mutant("block_grad: shortcut's part forgotten", BLOCK_GRAD, "device::fma(1.0f - gate, in, sum)", "sum"),
+    Mutant("block_grad: dropped samples written", BLOCK_GRAD, "if (p.gz.at && kept)", "if (p.gz.at)"),
+    Mutant("block_grad: pieces overlap", BLOCK_GRAD, "(left < p.piece ? left : p.piece)", "left"),
+    Mutant("block_grad: sums of pieces in one place", BLOCK_GRAD, "* p.pieces + piece) *", "* p.pieces) *"),
+    Mutant(
+        "block_grad: no barrier before dots are added", BLOCK_GRAD, "device::sync();  // the channels' dots", ";  //"
+    ),
+    Mutant("block_grad: dots of groups in one place", BLOCK_GRAD, "piece * groups + id % groups", "piece * groups"),
+    Mutant("block_grad: dots without the shortcut", BLOCK_GRAD, " - device::to_float(old.v[e])", ""),
+    Mutant("slope: 0 lets the gradient through", SLOPE, "return seen <= 0.0f ?", "return seen < 0.0f ?"),
+    Mutant("slope: relu6 without its upper end", SLOPE, " || seen >= 6.0f", ""),
+    Mutant("slope: hardswish without its lower end", SLOPE, "seen < -3.0f ? 0.0f : ", ""),
+    Mutant("slope: silu of the gate alone", SLOPE, "device::fma(seen, 1.0f - gate, 1.0f)", "1.0f"),
+    Mutant(
+        "ragged_grad: channels a sample lacks",
+        RAGGED_GRAD,
+        "device::entry_of(p.c_out, sample, p.channels)",
+        "p.channels",
+    ),
+    Mutant(
+        "ragged_grad: factor forgotten", RAGGED_GRAD, "device::from_float<T>(v * scale[e])", "device::from_float<T>(v)"
+    ),
+    Mutant("ragged_grad: output not looked at", RAGGED_GRAD, "clips ? device::to_float(y.v[e]) : device", "device"),
+    Mutant("ragged_grad: first row of the tables", RAGGED_GRAD, "p.table_row + sample) *", "p.table_row) *"),
+    Mutant("ragged_grad: bias's sums without the factor", RAGGED_GRAD, "sums[e] *= scale[e];", ";"),
+    Mutant(
+        "ragged_grad: scale's sums without what it scales",
+        RAGGED_GRAD,
+        "fma(v, sum, products[e])",
+        "fma(v, 1.0f, products[e])",
+    ),
+    Mutant("ragged_grad: pieces overlap", RAGGED_GRAD, "(left < p.piece ? left : p.piece)", "left"),
+    Mutant("fold_table: rows below", RAGGED_GRAD, "!= row) continue", "< row) continue"),
+    Mutant("fold_table: first pieces alone", RAGGED_GRAD, "k < p.pieces;", "k < 1;"),
+    Mutant(
+        "fold_table: columns past the channels", RAGGED_GRAD, "channel < p.channels && n < p.samples", "n < p.samples"
+    ),
+    # book_grad
+    Mutant(
+        "book_grad: no order between lanes' groups", BOOK_GRAD, "device::sync_warp();  // codes may", ";  // codes may"
+    ),
+    Mutant("book_grad: groups add at once", BOOK_GRAD, "if (adds && group == g)", "if (adds && g == 0)"),
+    Mutant("book_grad: entries of other warps added", BOOK_GRAD, "code >= 0 && code < count", "code < count"),
+    Mutant("book_grad: table not cleared by its warp", BOOK_GRAD, "device::store(sums + i, 0.0f);", ";"),
+    Mutant("book_grad: last codes forgotten", BOOK_GRAD, "base < items; base += 32", "base + 31 < items; base += 32"),
+    Mutant("book_grad: codes past the slice", BOOK_GRAD, "if (base + lane < items) {", "{"),
+    Mutant("book_grad: numbers past the row", BOOK_GRAD, " && at + k + part < of.columns;", ";"),
+    Mutant(
+        "book_grad: scale forgotten", BOOK_GRAD, "factor = device::load<float>(of.scale + coded);", "factor = 1.0f;"
+    ),
+    Mutant("book_grad: padding counted", BOOK_GRAD, "return row == of.padding ? -1 : row;", "return row;"),
+    Mutant(
+        "book_grad: bags not looked at",
+        BOOK_GRAD,
+        "of.bags.words ? device::entry_of(of.bags, i, of.value_rows - 1) : i",
+        "i",
+    ),
+    Mutant(
+        "book_grad: first elements of each block",
+        BOOK_GRAD,
+        "column = position * of.d + element,",
+        "column = position * of.d,",
+    ),
+    Mutant("book_grad: one code of a turn", BOOK_GRAD, "mine &= mine - 1u;", ";"),
+    Mutant("book_fold: sums in fp32", BOOK_GRAD, "double sum = 0.0;", "float sum = 0.0f;"),
+    Mutant("row_dots: half of the lanes", BOOK_GRAD, "bits > 0; bits /= 2) dot", "bits > 1; bits /= 2) dot"),
+    Mutant("row_dots: first stage alone", BOOK_GRAD, "stage < of.stages; ++stage", "stage < 1; ++stage"),
     # act_grad
     Mutant("act_grad: relu6 without its upper end", ACT_GRAD, "v <= 0.0f || v >= most", "v <= 0.0f"),
     Mutant("act_grad: relu with an upper end", ACT_GRAD, '__builtin_nanf("")', "3.0f"),

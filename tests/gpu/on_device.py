@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from effkern.testing import map_tensors
-from tests.gpu.proof_host import OPS_ON_CUDA, as_rounded, results
+from tests.gpu.proof_host import DIFFERENTIATED, OPS_ON_CUDA, as_rounded, check_gradients, results
 from tests.ops.catalog import as_tuple, check_values, every_sample, same_bits
+from tests.ops.test_every_op import gradients
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
 KEYS = [key for key, sample in every_sample().items() if sample.op.backends["cuda"] == "native"]
@@ -19,7 +20,22 @@ def on_gpu(args: tuple) -> tuple:
 
 
 def test_all_kernels_are_called():
-    assert {key.split("/")[0] for key in KEYS} == OPS_ON_CUDA
+    named = {key.split("/")[0] for key in KEYS}
+    assert named | {name for name in OPS_ON_CUDA if name.endswith("_backward")} == OPS_ON_CUDA
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("key", [key for key in KEYS if every_sample()[key].op.name in DIFFERENTIATED])
+def test_gradients(key, dtype):
+    sample = every_sample(dtype)[key]
+    if not sample.requires_grad:
+        return
+    random = torch.Generator().manual_seed(6)
+    incoming = tuple(torch.randn(y.shape, generator=random).to(dtype) for y in as_tuple(sample.op(*sample.args)))
+    given = tuple(g.cuda() for g in incoming)
+    got = results(lambda *args: tuple(gradients(sample.op, sample, args, given)), on_gpu(sample.args))
+    if got is not None:  # else refused, with the right message
+        check_gradients(sample, [g.cpu() for g in got], incoming, key)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

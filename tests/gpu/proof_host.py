@@ -4,7 +4,7 @@ temporary tensors, launches and kernels, against the samples every op is tested 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,14 +14,33 @@ from torch import Tensor
 from effkern.ops._registry import OPS, checked_error
 from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, layouts, map_tensors, to_double
 from tests.gpu.host_library import NAMESPACE, load
-from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
+from tests.ops.catalog import (
+    as_tuple,
+    batched,
+    check_values,
+    differentiable_ops,
+    every_sample,
+    same_bits,
+    with_rows,
+)
 from tests.ops.test_every_op import gradients
 
 #: What must be there; an op that is lost would otherwise be skipped.
 OPS_ON_CUDA = {
     "compact", "conv2d_backward", "multi_branch_bn_add_relu", "multi_branch_bn_add_relu_backward", "pq_conv2d",
-    "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "rep_conv2d", "skip_basic_block", "skip_bottleneck",
-    "skip_stage", "sliced_conv2d", "sliced_conv2d_ragged", "sliced_dw_pw", "sliced_linear", "sliced_linear_ragged",
+    "pq_conv2d_backward", "pq_decode", "pq_embedding", "pq_embedding_backward", "pq_embedding_bag", "pq_linear",
+    "rep_conv2d", "skip_basic_block", "skip_block_backward", "skip_bottleneck", "skip_stage", "skip_stage_backward",
+    "sliced_conv2d", "sliced_conv2d_ragged", "sliced_conv2d_ragged_backward", "sliced_dw_pw", "sliced_linear",
+    "sliced_linear_ragged",
+}  # fmt: skip
+#: Backward ops that the package's formulas call, and the ops whose formulas do.
+GRADIENTS = {
+    "pq_conv2d_backward", "pq_embedding_backward", "skip_block_backward", "skip_stage_backward",
+    "sliced_conv2d_ragged_backward",
+}  # fmt: skip
+DIFFERENTIATED = {
+    "pq_conv2d", "pq_decode", "pq_embedding", "pq_embedding_bag", "pq_linear", "skip_basic_block", "skip_bottleneck",
+    "skip_stage", "sliced_conv2d_ragged", "sliced_linear_ragged",
 }  # fmt: skip
 #: Where the GPU differs, and docs/gpu.md says so: refused with a message that names the argument.
 REFUSED = {"handle": "must be a 4-d weight on the GPU", "groups": "groups must be 1 on the GPU"}
@@ -132,6 +151,98 @@ def test_gradients_of_batch_norms(key):
     fewer, *same = op(incoming, xs, weight, bias, mean, invstd, training, relu, needs)
     assert fewer[-1].numel() == 0 and all(same_bits(a, b) for a, b in zip(fewer[:-1], dxs[:-1], strict=True))
     assert all(same_bits(a, b) for a, b in zip(same, (dweight, dbias), strict=True))
+
+
+def check_gradients(sample: Sample, got: Sequence[Tensor], incoming: tuple[Tensor, ...], what: str) -> None:
+    """Against fp64 autograd of the reference, by the bounds of tests/ops/test_every_op.py."""
+    dtype = incoming[0].dtype
+    want = gradients(sample.reference, sample, to_double(sample.args), incoming)
+    positive = map_tensors(lambda t: t.abs() if t.is_floating_point() else t, to_double(sample.args))
+    sizes = gradients(sample.magnitude, sample, positive, tuple(g.abs() for g in incoming))
+    for g, g64, size in zip(got, want, sizes, strict=True):
+        if dtype == torch.float32:
+            assert_within(g, g64, 1.5 * 4 * DIRECT_LIMIT * UNIT[dtype] * size, what)
+            continue
+        # A sum near 0 may take the activation's other side where its terms were rounded: most elements must be right.
+        wrong = (g.double() - g64).norm()
+        assert bool(wrong <= 4 * UNIT[dtype] * size.norm()), f"{what}: {float(wrong / size.norm())}"
+
+
+@pytest.fixture
+def on_device(monkeypatch) -> None:
+    """Lets the package's own formulas call the backward ops of the library."""
+    for name in GRADIENTS:
+        monkeypatch.setattr(OPS[name], "_op", getattr(getattr(torch.ops, NAMESPACE), name).default)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("key", [key for key in differentiable_ops() if key.split("/")[0] in DIFFERENTIATED])
+def test_gradients_through_ops_of_their_own(key, dtype, on_device):
+    sample = every_sample(dtype)[key]
+    random = torch.Generator().manual_seed(6)
+    incoming = tuple(torch.randn(y.shape, generator=random).to(dtype) for y in as_tuple(sample.op(*sample.args)))
+    got = results(lambda *given: tuple(gradients(sample.op, sample, given, incoming)), sample.args)
+    if got is None:
+        return  # refused, with the right message
+    check_gradients(sample, got, incoming, key)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_dropped_samples_leave_no_trace_in_gradients(soft):
+    op = getattr(torch.ops, NAMESPACE).skip_block_backward
+    random = torch.Generator().manual_seed(7)
+    x, grad, y = (torch.randn(6, 8, 5, 4, generator=random) for _ in range(3))
+    weights = [torch.randn(8, 8, 3, 3, generator=random) / 8 for _ in range(2)]
+    biases = [torch.randn(8, generator=random) for _ in range(2)]
+    keep = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    needs = [True, False, *[True] * 4, False]
+
+    def call_with(keep: Tensor, *maps: Tensor) -> list[Tensor]:
+        x, grad, y = maps
+        return op(grad, x, keep if soft else keep.bool(), weights, biases, 1, None, y, "relu", needs)
+
+    clean = call_with(keep, x, grad, y)
+    assert same_bits(clean[0][keep == 0], grad[keep == 0])
+    for map in (x, grad, y):
+        map[keep == 0] = float("nan")
+    for g, other in zip(clean[2:6], call_with(keep, x, grad, y)[2:6], strict=True):
+        assert same_bits(g, other)
+    rows = torch.tensor([3])
+    assert same_bits(clean[0][rows], call_with(keep[rows], x[rows], grad[rows], y[rows])[0])
+    nothing = call_with(torch.zeros(6), x, grad, y)
+    assert not any(bool(g.any()) for g in nothing[2:6]) and same_bits(nothing[0], grad)
+
+
+@pytest.mark.parametrize("name", sorted(GRADIENTS))
+def test_gradients_lie_as_their_fakes_promise(name):
+    random = torch.Generator().manual_seed(8)
+    x, grad = (torch.randn(3, 8, 5, 4, generator=random) for _ in range(2))
+    weights, biases = [torch.randn(8, 8, 3, 3, generator=random)] * 2, [torch.randn(8, generator=random)] * 2
+    keep, widths = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([8, 3, 5])
+    codes, book = torch.randint(0, 5, (8, 9), generator=random).byte(), torch.randn(1, 5, 8, generator=random)
+
+    def arguments(x: Tensor, grad: Tensor, weight: Tensor) -> tuple:
+        if name == "skip_block_backward":
+            return grad, x, keep, [weight] * 2, biases, 1, grad, x, "relu", [True] * 7
+        if name == "skip_stage_backward":
+            return grad, x, keep.view(3, 1), [weight] * 2, biases, "basic", "relu", [True] * 6
+        if name == "pq_conv2d_backward":
+            return grad, x, codes, book, biases[0], [3, 3], [1, 1], [1, 1], [1, 1], 1, [True] * 3
+        if name == "pq_embedding_backward":
+            rows = grad.flatten()[:360].view(5, 72)
+            return rows, torch.tensor([1, 0, 7, 1, 3]), None, biases[0][:5], codes, book, biases[0], 3, [True] * 3
+        geometry = [[1, 1], [1, 1], [1, 1], 1, "prefix_groups"]
+        table = torch.ones(2, 8)
+        return (grad, grad, x, weight, biases[0], widths, widths, *geometry, table, table,
+                torch.tensor([0, 1, 0]), "relu", "auto", [True] * 5)  # fmt: skip
+
+    first = None
+    for layout in layouts(x):
+        args = arguments(*(layouts(t)[layout] for t in (x, grad, weights[0])))
+        got = getattr(getattr(torch.ops, NAMESPACE), name)(*args)
+        assert [g.stride() for g in got] == [g.stride() for g in OPS[name].fake(*args)], layout
+        first = first or got
+        assert all(same_bits(a, b) for a, b in zip(got, first, strict=True)), layout
 
 
 def test_arguments_that_do_not_fit_are_refused_by_name():

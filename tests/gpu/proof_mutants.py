@@ -38,6 +38,9 @@ TESTS = {
     mutants.DECODE: "test_decode",
     mutants.DEPTHWISE: "test_depthwise",
     mutants.DOTS: "test_dots",
+    **dict.fromkeys((mutants.BLOCK_GRAD, mutants.SLOPE), "test_block_grad"),
+    mutants.BOOK_GRAD: "test_book_grad",
+    mutants.RAGGED_GRAD: "test_ragged_grad",
 }
 SIMT = CHECKOUT / "csrc" / "tests" / "simt"
 #: Fast to compile; most mutants run for a moment.

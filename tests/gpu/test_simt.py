@@ -19,6 +19,9 @@ SMOKE = (
     "test_stage",
     "test_backward",
     "test_wgrad_smoke",
+    "test_block_grad",
+    "test_ragged_grad",
+    "test_book_grad",
     "test_bn",
     "test_conv_smoke",
 )
