@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -30,17 +31,23 @@ class BlockDropNet(nn.Module):
         policy: images to ``[N, K]`` logits of keeping.
         reorder: whether images of the same decision run next to each other, so that what a block gathers lies together.
             Scores and their order stay the same. effkern's own ops read rows where they are and gain nothing by it.
+        bucket: with one, so many images or more of the same decision run as a batch of their own, in which nothing is
+            gathered, and the others together. It pays where few decisions fill a large batch (ResNet-32, 256 images of
+            8 decisions, one core: 107 ms against 123) and costs where they do not (64 images of 40, all apart: 37
+            against 30).
 
     Raises:
         ValueError: if the policy decides on another number of blocks.
     """
 
-    def __init__(self, backbone: nn.Module, policy: nn.Module, reorder: bool = False) -> None:
+    def __init__(self, backbone: nn.Module, policy: nn.Module, reorder: bool = False, bucket: int = 0) -> None:
         super().__init__()
+        if bucket < 0:
+            raise ValueError(f"bucket must be at least 0, got {bucket}")
         have, wanted = getattr(policy, "num_blocks", None), getattr(backbone, "num_blocks", None)
         if have != wanted or have is None:
             raise ValueError(f"policy and backbone must agree on num_blocks, got {have} and {wanted}")
-        self.backbone, self.policy, self.reorder = backbone, policy, reorder
+        self.backbone, self.policy, self.reorder, self.bucket = backbone, policy, reorder, bucket
 
     def decide(self, x: Tensor) -> Tensor:
         """The blocks each image runs, ``[N, K]`` bool: ``sigmoid(logit) >= 0.5``, no bounding, no sampling."""
@@ -49,10 +56,13 @@ class BlockDropNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the backbone under the policy's decision."""
         keep = self.decide(x)
-        if not self.reorder:
+        if not (self.reorder or self.bucket) or len(x) < 2:
             return self.backbone(x, keep)
         order = by_pattern(keep)
-        return self.backbone(take_rows(x, order), keep[order])[order.argsort()]
+        x, keep = take_rows(x, order), keep[order]
+        sizes = _runs(keep, self.bucket) if self.bucket else [len(x)]
+        scores = [self.backbone(*part) for part in zip(x.split(sizes), keep.split(sizes), strict=True)]
+        return torch.cat(scores)[order.argsort()]
 
 
 def by_pattern(keep: Tensor) -> Tensor:
@@ -67,6 +77,18 @@ def by_pattern(keep: Tensor) -> Tensor:
         number = (part << torch.arange(part.shape[1], device=keep.device)).sum(1)
         order = order[number.argsort(stable=True)]
     return order
+
+
+def _runs(keep: Tensor, least: int) -> list[int]:
+    """Sizes of the parts of a sorted batch: runs of ``least`` equal rows or more, and what lies between them."""
+    edges = (keep[1:] != keep[:-1]).any(1).nonzero().flatten() + 1
+    sizes = [0]  # the last is that of the rows between
+    for begin, end in pairwise([0, *edges.tolist(), len(keep)]):
+        if end - begin >= least:
+            sizes += [end - begin, 0]
+        else:
+            sizes[-1] += end - begin
+    return [size for size in sizes if size]
 
 
 @contextmanager

@@ -114,13 +114,13 @@ def log_pi(p: Tensor, u: Tensor) -> Tensor:
     return u * p.log() + (1 - u.float()) * (1 - p).log()
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-def test_phase_a_by_hand(samples):
+@pytest.mark.parametrize(("samples", "form"), [(1, "bernoulli"), (3, "bernoulli"), (1, "published")])
+def test_phase_a_by_hand(samples, form):
     """Reward, baseline, mask and entropy put together: -mean A sum log pi - beta mean sum H, over the free units."""
     agent, net, (x, y), forced = policy().eval(), Depends(), batch(16), 2
     y = (y > 4).long()
     uniform = torch.rand(16, samples, K)
-    loss = PolicyGradient(net, 2.0, 0.7, 0.3, Curriculum(K, K - forced), samples=samples)
+    loss = PolicyGradient(net, 2.0, 0.7, 0.3, Curriculum(K, K - forced), entropy_form=form, samples=samples)
     got = loss(agent, x, y, uniform)
     s, p = chances(agent, x, 0.7)
 
@@ -134,7 +134,8 @@ def test_phase_a_by_hand(samples):
     else:
         advantages = [r - sum(o for j, (o, _) in enumerate(drawn) if j != i) / 2 for i, (r, _) in enumerate(drawn)]
     scores = [(a * log_pi(p, u)[:, forced:].sum(1)).mean() for a, (_, u) in zip(advantages, drawn, strict=True)]
-    spread = -(p * p.log() + (1 - p) * (1 - p).log())[:, forced:].sum(1).mean()
+    other = 0 if form == "published" else (1 - p) * (1 - p).log()
+    spread = -(p * p.log() + other)[:, forced:].sum(1).mean()
     torch.testing.assert_close(got, -sum(scores) / samples - 0.3 * spread)
     assert any(a.any() for a in advantages), "no draw was better or worse: the test says nothing"
     assert loss.rewards == [pytest.approx(float(torch.stack([r for r, _ in drawn]).mean()))]
@@ -289,11 +290,20 @@ def test_reordering_changes_no_bit(layout):
         agent.linear.bias -= agent.eval()(x).mean(0)  # no block that all images keep or drop
     net = BlockDropNet(skip_form(backbone()), agent).to(memory_format=layout).eval()
     other = BlockDropNet(net.backbone, agent, reorder=True).eval()
-    seen = []
+    bucketed, seen = BlockDropNet(net.backbone, agent, bucket=3).eval(), []
     net.backbone.register_forward_pre_hook(lambda m, args: seen.append(args[1]))
     with torch.no_grad():
         assert torch.equal(net(x), other(x))
     assert len(seen[0].unique(dim=0)) > 2 and not torch.equal(*seen)
+    counts = sorted(seen[0].unique(dim=0, return_counts=True)[1].tolist())
+    seen.clear()
+    with torch.no_grad():
+        assert torch.equal(net(x), bucketed(x))
+    alone = [len(part) for part in seen[1:] if len(part.unique(dim=0)) == 1 and len(part) >= 3]
+    assert sorted(alone) == [n for n in counts if n >= 3] and alone and counts[0] < 3
+    assert sum(map(len, seen[1:])) == len(x)
+    with pytest.raises(ValueError, match="bucket must be at least 0, got -1"):
+        BlockDropNet(net.backbone, agent, bucket=-1)
 
 
 def test_evaluate_counts():
