@@ -7,7 +7,7 @@ namespace {
 template <Math kMath, class T, int kC>
 void launch(const Stage<T>& p, device::Stream stream) {
   const auto shared = static_cast<int>(stage_shared(kC, sizeof(T), p.h, p.w));
-  device::launch("stage", stage<kMath, T, kC>, static_cast<unsigned>(p.samples), kStageThreads, shared, stream, p);
+  device::launch("stage", stage<kMath, T, kC>, static_cast<unsigned>(p.samples), stage_threads(kC), shared, stream, p);
 }
 
 template <Math kMath, class T>

@@ -13,7 +13,7 @@ using conv::gpu::Act;
 using conv::gpu::Math;
 using device::Global;
 
-constexpr int kStageThreads = 256, kStageBlocks = 32;  // residual blocks of a launch
+constexpr int kStageBlocks = 32;  // residual blocks of a launch
 
 // Blocks of two 3x3 convolutions of as many channels. keep[n][blocks]: 0 drops a block of a sample, what lies between 0
 // and 1 blends; `soft` false: everything but 0 keeps.
@@ -36,19 +36,26 @@ struct Stage {
 // side by side, and rows of a weight, begin on different banks.
 struct StageShape {
   int32_t pitch, taps, stages;  // bytes of a pixel; taps of a stage of weights, and how many stages there are
-  int32_t most_pixels;          // that the threads' sums hold
   int32_t stage_bytes(int32_t channels) const { return taps * channels * pitch; }
 };
 
 inline StageShape stage_shape(int32_t channels, int32_t size) {
-  return {channels * size + 16,
-          channels == 16   ? 9
-          : channels == 32 ? 3
-                           : 1,
-          size == 2 ? 3 : 2,
-          channels == 16   ? 1024
-          : channels == 32 ? 256
-                           : 64};
+  return {channels * size + 16, channels == 16 ? 9 : channels == 32 ? 3 : 1, size == 2 ? 3 : 2};
+}
+
+// With 64 channels the map is small: fewer warps, each of more outputs, load fewer fragments in all.
+EFFKERN_BOTH constexpr int stage_threads(int32_t channels) { return channels == 64 ? 128 : 256; }
+
+// Pixels that the threads' sums hold.
+EFFKERN_BOTH constexpr int32_t most_pixels(int32_t channels) {
+  return channels == 16 ? 1024 : channels == 32 ? 256 : 64;
+}
+
+// With 16 channels that is eight rows of 128 columns: groups of rows lie side by side.
+constexpr int32_t kMostRows = 8, kMostColumns = 128;
+EFFKERN_BOTH int32_t rows_of_columns(int32_t h, int32_t w) {
+  const int32_t groups = kMostColumns / w;
+  return (h + groups - 1) / groups;
 }
 
 // A map with a border of zeros: a row above and below, and one column that ends a row and begins the next.
@@ -69,9 +76,11 @@ inline bool clips(Act act, float& low, float& high) {
 
 inline bool stage_fits(int64_t channels, int32_t size, int64_t h, int64_t w, int64_t limit) {
   if (channels != 16 && channels != 32 && channels != 64) return false;
-  const StageShape s = stage_shape(static_cast<int32_t>(channels), size);
-  return h <= s.most_pixels && w <= s.most_pixels && h * w <= s.most_pixels &&
-         stage_shared(static_cast<int32_t>(channels), size, static_cast<int32_t>(h), static_cast<int32_t>(w)) <= limit;
+  const auto c = static_cast<int32_t>(channels);
+  if (h > most_pixels(c) || w > most_pixels(c) || h * w > most_pixels(c)) return false;
+  const auto rows = static_cast<int32_t>(h), columns = static_cast<int32_t>(w);
+  if (c == 16 && w > 0 && (w > kMostColumns || rows_of_columns(rows, columns) > kMostRows)) return false;
+  return stage_shared(c, size, rows, columns) <= limit;
 }
 
 // Launches the kernel; x may be y.

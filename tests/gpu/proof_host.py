@@ -287,13 +287,16 @@ def test_widths_that_do_not_fit_are_held_to_what_does():
     assert same_bits(call(sample, args([99, -1, 2**40], [2**30, 11, -7])), want)
 
 
+# More blocks than one launch takes; a map of five rows, of which a warp takes three; the form of 32 and 64 channels.
+@pytest.mark.parametrize("shape, blocks", [((16, 3, 4), 34), ((16, 5, 60), 2), ((32, 5, 7), 2), ((64, 4, 5), 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_stage_in_one_launch_has_the_bits_of_its_blocks(dtype):
-    blocks = 34  # more than one launch takes
-    x = torch.randn(2, 16, 3, 4).to(dtype)
+def test_a_stage_in_one_launch_has_the_bits_of_its_blocks(dtype, shape, blocks):
+    c = shape[0]
+    x = torch.randn(2, *shape).to(dtype)
     keep = torch.rand(2, blocks).round() * torch.rand(2, blocks)
-    weights = [(torch.randn(16, 16, 3, 3) / 12).to(dtype) for _ in range(2 * blocks)]
-    biases = [torch.randn(16) for _ in range(2 * blocks)]
+    keep[0] = 1
+    weights = [(torch.randn(c, c, 3, 3) / (3 * c**0.5)).to(dtype) for _ in range(2 * blocks)]
+    biases = [torch.randn(c) for _ in range(2 * blocks)]
     ops = getattr(torch.ops, NAMESPACE)
     want = x
     for b in range(blocks):

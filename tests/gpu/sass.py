@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -71,11 +72,43 @@ class Function:
         """Multiplying instructions among those a turn of the main loop issues."""
         return sum(i.name in MULTIPLIES for i in self.turn()) / len(self.turn())
 
+    def longest_turn(self) -> list[Instruction]:
+        """The way through the main loop with most products, and of those the longest; up to the last product and from
+        the barrier on, where no loop over K is left and so what stores the sums follows in the same loop."""
+        way = best_way(self.main_loop(), lambda i: (i.name == "HMMA", 1))
+        if any(i.name == "STS" for i in way):
+            first = next(n for n, i in enumerate(way) if i.name == "BAR")
+            last = max(n for n, i in enumerate(way) if i.name == "HMMA")
+            way = way[first : last + 1]
+        return [i for i in way if i.name != "NOP"]
+
     def inner_share(self) -> float:
         """Multiplying instructions among those of the shortest loop that multiplies."""
         bodies = [[i for i in body if i.name != "NOP"] for body in self.loops()]
         body = min((b for b in bodies if any(i.name in MULTIPLIES for i in b)), key=len)
         return sum(i.name in MULTIPLIES for i in body) / len(body)
+
+
+def best_way(body: list[Instruction], worth: Callable[[Instruction], tuple[int, ...]]) -> list[Instruction]:
+    """From a loop's first instruction to the branch back at its end, where the sum of their worth is greatest."""
+    at = {i.at: n for n, i in enumerate(body)}
+    best: dict[int, tuple[tuple[int, ...], int]] = {}  # the worth to the end, and what follows
+    for n, i in reversed(list(enumerate(body))):
+        following = []
+        if i.target is None or "@" in i.text or "," in i.text:
+            following.append(n + 1)
+        if i.target is not None and i.target > i.at and i.target in at:
+            following.append(at[i.target])
+        here = worth(i)
+        ways = [(best[m][0], m) for m in following if m in best] if n + 1 < len(body) else [((0,) * len(here), n + 1)]
+        if ways:
+            rest, m = max(ways)
+            best[n] = tuple(a + b for a, b in zip(here, rest, strict=True)), m
+    way, n = [], 0
+    while n < len(body):
+        way.append(body[n])
+        n = best[n][1]
+    return way
 
 
 def disassemble(cuobjdump: Path, cubin: Path) -> list[Function]:

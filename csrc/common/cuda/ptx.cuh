@@ -107,6 +107,8 @@ __device__ __forceinline__ V load(Shared<T> from) {
                  : "r"(detail::shared_address(from.at))
                  : "memory");
     return detail::cast<V>(w);
+  } else if constexpr (std::is_same_v<V, uint32_t>) {
+    return *reinterpret_cast<const W*>(detail::arena + from.at);  // cast() may become loads of bytes
   } else {
     return detail::cast<V>(*reinterpret_cast<const W*>(detail::arena + from.at));
   }
@@ -138,6 +140,15 @@ __device__ __forceinline__ void copy_async16_if(bool valid, Shared<char> to, Glo
       "{\n .reg .pred skip;\n setp.eq.u32 skip, %2, 0;\n"
       " cp.async.cg.shared.global [%0], [%1], 16, skip;\n}" ::"r"(detail::shared_address(to.at)),
       "l"(__cvta_generic_to_global(from.p)), "r"(static_cast<uint32_t>(valid))
+      : "memory");
+}
+// No copy at all where it is not wanted: a predicate, and no branch.
+template <class T>
+__device__ __forceinline__ void copy_async16_where(bool wanted, Shared<char> to, Global<T> from) {
+  asm volatile(
+      "{\n .reg .pred wanted;\n setp.ne.u32 wanted, %2, 0;\n"
+      " @wanted cp.async.cg.shared.global [%0], [%1], 16;\n}" ::"r"(detail::shared_address(to.at)),
+      "l"(__cvta_generic_to_global(from.p)), "r"(static_cast<uint32_t>(wanted))
       : "memory");
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }

@@ -130,6 +130,10 @@ template <class T>
 void copy_async16_if(bool valid, Shared<char> to, Global<T> from, Site site = Site::current()) {
   copy_async16(to, from, valid ? 16 : 0, site);
 }
+template <class T>
+void copy_async16_where(bool wanted, Shared<char> to, Global<T> from, Site site = Site::current()) {
+  if (wanted) copy_async16(to, from, 16, site);
+}
 inline void copy_commit() { test::simt::async_commit(); }
 template <int kLeft>
 void copy_wait() {

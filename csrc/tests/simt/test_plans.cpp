@@ -85,8 +85,9 @@ TEST(other_plans) {
   for (int math = 0; math < 4; ++math)
     for (const int channels : {16, 32, 64}) {
       const int size = math < 2 ? 2 : 4, side = 512 / channels;
-      print((std::string("stage ") + maths[math] + " " + std::to_string(channels)).c_str(), block_skip::kStageThreads,
-            static_cast<int>(block_skip::stage_shared(channels, size, side, side)), 1);
+      print((std::string("stage ") + maths[math] + " " + std::to_string(channels)).c_str(),
+            block_skip::stage_threads(channels), static_cast<int>(block_skip::stage_shared(channels, size, side, side)),
+            1);
     }
   print("schedule", sliced_conv::kScheduleThreads, sliced_conv::kScheduleShared, 1);
 }

@@ -24,7 +24,6 @@ double rounded(double v) {
 // Integers small enough that every sum is exact in every format: any order gives the same.
 template <Math kMath, class T, int kC>
 void stages(const StageCase& c, int seeds = 2, bool measure = false) {
-  using block_skip::kStageThreads;
   std::mt19937 rng(3);
   const auto draw = [&](int below) { return static_cast<int>(rng() % static_cast<uint32_t>(below)); };
   const int blocks = static_cast<int>(c.keep.at(0).size()), pitch = kC + c.extra, pixels = c.h * c.w;
@@ -119,7 +118,7 @@ void stages(const StageCase& c, int seeds = 2, bool measure = false) {
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     y.poison();
     const Launch launch{.grid = static_cast<unsigned>(c.n),
-                        .threads = kStageThreads,
+                        .threads = block_skip::stage_threads(kC),
                         .shared = shared,
                         .seed = seed,
                         .counters = measure && seed == 0};
@@ -154,7 +153,16 @@ const std::vector<std::vector<float>> kSome = {{1, 0, 1}, {0, 1, 1}};
 TEST(stage_gpu_f16) {
   stages<Math::F16, device::F16, 16>({.h = 5, .w = 4, .keep = kSome}, kSchedules);
   stages<Math::F16, device::F16, 32>({.h = 8, .w = 8, .keep = {{0, 1}, {1, 0}}}, 1, true);
-  stages<Math::F16, device::F16, 64>({.n = 1, .h = 3, .w = 4, .keep = {{1}}}, 1);
+  stages<Math::F16, device::F16, 64>({.n = 1, .h = 3, .w = 4, .keep = {{1, 0, 1}}}, 1);
+}
+
+// How 16 channels take their columns.
+TEST(stage_gpu_columns) {
+  stages<Math::F16, device::F16, 16>({.n = 1, .h = 8, .w = 80, .keep = {{1}}}, 1, true);
+  stages<Math::F16, device::F16, 16>({.n = 1, .h = 5, .w = 60, .keep = {{1}}}, 2);  // rows 2 to 4 below 0 to 2
+  EXPECT(block_skip::stage_fits(16, 2, 32, 32, 227 << 10) && block_skip::stage_fits(16, 2, 8, 128, 227 << 10));
+  EXPECT(!block_skip::stage_fits(16, 2, 31, 33, 227 << 10) && !block_skip::stage_fits(16, 2, 1, 129, 227 << 10));
+  EXPECT(block_skip::stage_fits(16, 2, 5, 0, 227 << 10));
 }
 
 TEST(stage_gpu_masks) {
@@ -168,7 +176,7 @@ TEST(stage_gpu_masks) {
 TEST(stage_gpu_layouts) {
   stages<Math::F16, device::F16, 16>({.n = 1, .h = 5, .w = 3, .keep = {{1}}, .extra = 3, .wide = false}, 1);
   stages<Math::F16, device::F16, 16>({.n = 1, .h = 16, .w = 16, .keep = {{1}}, .act = Act::Relu6},
-                                     1);  // two tiles a warp
+                                     1);  // two rows a column
 }
 
 TEST(stage_gpu_f32) {
