@@ -42,6 +42,7 @@ def page(kills: Mapping[str, str]) -> str:
         "Made by `python -m tests.gpu.mutant_table` from the last run of `make test-gpu-proof`; not edited by hand.",
         f"{len(known)} changes of the source of kernels in {len(ways)} files (`tests/gpu/mutants.py`). One at a time",
         "they are compiled into the [harness](gpu.md#the-harness-csrctestssimt), where each fails a test.",
+        "A mutant of that file that is missing here is newer than the run.",
         "",
         "| file | mutants | caught as |",
         "|---|---|---|",

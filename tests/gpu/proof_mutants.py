@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import pytest
 
@@ -114,6 +115,8 @@ class Jobs:
 
     def __init__(self, request: pytest.FixtureRequest, pool: Executor, folder: Path) -> None:
         machine = Machine(folder)
+        self.found: dict[str, str] = {}
+        self.writing = Lock()
         self.healthy: dict[str, Future[subprocess.CompletedProcess]] = {}
         self.kills: dict[str, Future[str]] = {}
         hints = {what: cells.split(" | ")[0] for what, cells in read(PAGE).items()}
@@ -121,13 +124,20 @@ class Jobs:
             self.healthy[name] = pool.submit(machine.run, None, "", folder / name, name)
         for number, m in enumerate(MUTANTS):
             if m.file in chosen(request, "mutated"):
-                self.kills[m.what] = pool.submit(machine.kill, m, hints.get(m.what, ""), folder / str(number))
+                self.kills[m.what] = pool.submit(self.kill, machine, m, hints.get(m.what, ""), folder / str(number))
 
-    def write(self) -> None:
-        found = {what: job.result() for what, job in self.kills.items() if job.done()}
-        FOUND.parent.mkdir(parents=True, exist_ok=True)
-        FOUND.write_text("\n".join([*table(read(FOUND) | found), ""]))
-        killed = sum(cells != SURVIVES for cells in found.values())
+    def kill(self, machine: Machine, mutant: Mutant, hint: str, folder: Path) -> str:
+        cells = machine.kill(mutant, hint, folder)
+        with self.writing:
+            self.found[mutant.what] = cells
+            FOUND.parent.mkdir(parents=True, exist_ok=True)
+            new = FOUND.with_suffix(f".{os.getpid()}")  # a run that is cut off leaves a whole table
+            new.write_text("\n".join([*table(read(FOUND) | self.found), ""]))
+            new.replace(FOUND)
+        return cells
+
+    def count(self) -> None:
+        killed = sum(cells != SURVIVES for cells in self.found.values())
         new = len(MUTANTS) - len(read(PAGE))
         missing = f" ({new} not in docs/gpu-mutants.md yet: python -m tests.gpu.mutant_table)" if new else ""
         COUNTS["mutants"] = f"{killed} of {len(MUTANTS)} mutants killed{missing}"
@@ -144,6 +154,7 @@ def jobs(request, tmp_path_factory) -> Iterator[Jobs]:
     with ThreadPoolExecutor(WORKERS) as pool:
         running = Jobs(request, pool, tmp_path_factory.mktemp("mutants"))
         yield running
+        running.count()
 
 
 @pytest.mark.parametrize("healthy", sorted(set(TESTS.values())))
@@ -155,5 +166,4 @@ def test_no_mutant_is_no_failure(jobs, healthy):
 @pytest.mark.parametrize("mutated", sorted({m.file for m in MUTANTS}))
 def test_every_mutant_is_killed(jobs, mutated):
     verdicts = {m.what: jobs.kills[m.what].result() for m in MUTANTS if m.file == mutated}
-    jobs.write()
     assert not [what for what, cells in verdicts.items() if cells == SURVIVES]
