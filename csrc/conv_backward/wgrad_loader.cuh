@@ -68,7 +68,7 @@ class WgradLoader {
       const bool there = column < p.columns;
       down_[i] = there ? tap / p.kernel.w * p.dilation.h - p.pad.h : kNowhere;
       right_[i] = tap % p.kernel.w * p.dilation.w - p.pad.w;
-      of_tap_[i] = ((down_[i] + p.pad.h) * p.xs.h + (right_[i] + p.pad.w) * p.xs.w + c) * kSize;
+      of_tap_[i] = (tap / p.kernel.w * p.dilation.h * p.xs.h + (right_[i] + p.pad.w) * p.xs.w + c) * kSize;
       b_left_[i] = p.c_in - c;
     }
     partial_ = p.c_in % kPer != 0 || p.c_out < tile.m + C::kTileM || (C::kListed && p.classes);
