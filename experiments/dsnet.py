@@ -22,7 +22,7 @@ from experiments.common import Context, Cycle, Experiment, Piece, batches_of, fr
 
 SEEDS = (0, 1, 2)
 WIDTHS = (16, 32, 48, 64)
-LENGTHS = (1, 3, 9)
+LENGTHS = (0.5, 2, 6)
 TEACHERS = {
     "bootstrapping": ["supernet.target=bootstrapping"],
     "distillation": ["supernet.target=distillation"],
