@@ -6,7 +6,7 @@
 #include "device.cuh"
 #include "stream.h"
 
-#if defined(EFFKERN_SIMT)
+#if defined(EFFKERN_SIMT) && !defined(EFFKERN_RUNTIME)
 #include "../../tests/simt/host_launch.h"
 #else
 #include "runtime.cuh"

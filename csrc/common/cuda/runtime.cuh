@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <tuple>
+
 namespace effkern::device {
 
 inline void check(cudaError_t status, const char* kernel) {
@@ -18,8 +20,17 @@ void launch(const char* name, void (*kernel)(Parameters...), unsigned grid, int 
             const Arguments&... arguments) {
   if (shared > kSharedByDefault)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), name);
-  kernel<<<grid, static_cast<unsigned>(threads), static_cast<size_t>(shared), stream>>>(arguments...);
-  check(cudaGetLastError(), name);
+  // Not <<<>>> and cudaGetLastError(): that would find the error of whoever failed before, and does not compile without
+  // nvcc (csrc/tests/runtime).
+  std::tuple<Parameters...> values(arguments...);
+  check(std::apply(
+            [&](auto&... value) {
+              void* addresses[] = {const_cast<void*>(static_cast<const void*>(&value))...};
+              return cudaLaunchKernel(kernel, dim3(grid), dim3(static_cast<unsigned>(threads)), addresses,
+                                      static_cast<size_t>(shared), stream);
+            },
+            values),
+        name);
 }
 
 inline unsigned processors(const char* name) {

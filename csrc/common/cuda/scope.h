@@ -1,11 +1,12 @@
 // What host code of CUDA ops says about the device, in the real build and in the tests' (csrc/tests/simt/host.h), where
-// tensors of the CPU stand for those of a GPU and launches run in the harness.
+// tensors of the CPU stand for those of a GPU and launches run in the harness. With EFFKERN_RUNTIME the tests take this
+// file as it ships, on a CUDA runtime of their own (csrc/tests/runtime).
 #pragma once
 
 #include "device.cuh"
 #include "stream.h"
 
-#if defined(EFFKERN_SIMT)
+#if defined(EFFKERN_SIMT) && !defined(EFFKERN_RUNTIME)
 #include "../../tests/simt/host.h"
 #else
 

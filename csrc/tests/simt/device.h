@@ -39,6 +39,8 @@ struct Global {
 
   Global() = default;
   Global(T* p, test::simt::Memory* memory) : p(p), memory(memory) {}
+  // As host code makes them that knows nothing of the harness (csrc/tests/runtime).
+  Global(T* p) : p(p), memory(test::simt::memory_at(p)) {}
   template <class U>
     requires std::is_same_v<T, const U>
   Global(Global<U> other) : p(other.p), memory(other.memory) {}

@@ -82,4 +82,7 @@ class Memory {
   bool writable_ = false;  // memory no one may write has no races
 };
 
+// What a pointer points into; defined where there is a runtime (csrc/tests/runtime).
+Memory* memory_at(const void* data);
+
 }  // namespace effkern::test::simt
