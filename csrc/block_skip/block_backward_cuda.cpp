@@ -210,7 +210,7 @@ class Block {
       p.act = static_cast<conv::gpu::Act>(act_);
       p.wide =
           device::wide(p.gy) && device::wide(p.z) && device::wide(p.old) && device::wide(p.gz) && device::wide(p.rest);
-      set_pieces(p);
+      p.template cut<T>();
       const int64_t pieces = int64_t{p.samples} * p.pieces, groups = device::column_groups<T>(p.channels);
       Tensor sums, dots;
       if (s.bias) sums = floats(pieces * p.channels, a_.x), p.sums = scope_.of<float>(sums);

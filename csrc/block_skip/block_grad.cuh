@@ -4,7 +4,7 @@
 // Traffic: gy once; of kept samples z once; what is written once; a float a channel and piece.
 #pragma once
 
-#include "../common/cuda/columns.cuh"
+#include "../common/cuda/pieces.cuh"
 #include "../conv/conv_epilogue.cuh"
 #include "../conv_backward/slope.cuh"
 #include "block_grad.h"
@@ -14,19 +14,15 @@ namespace effkern::block_skip {
 template <class T>
 __global__ void __launch_bounds__(device::kColumnThreads, 5) block_grad(const __grid_constant__ BlockGrad<T> p) {
   constexpr int kPer = device::kPerChunk<T>;
-  const int32_t groups = device::column_groups<T>(p.channels), id = static_cast<int32_t>(device::block());
-  const int32_t sample = id / groups / p.pieces, piece = id / groups % p.pieces;
-  const int32_t first = id % groups * device::kColumns<T>,
-                channel = first + device::thread() % device::kColumnChunks * kPer, count = p.channels - channel;
-  const int32_t begin = piece * p.piece, left = p.pixels - begin, end = begin + (left < p.piece ? left : p.piece);
-  const int64_t row = static_cast<int64_t>(sample) * p.pixels;
-  const float mask = p.keep ? device::load<float>(p.keep + sample * p.keep_step) : 1.0f;
+  const device::PiecePlace<T> place(p);
+  const int32_t channel = place.in.channel, count = place.in.count;
+  const float mask = p.keep ? device::load<float>(p.keep + place.sample * p.keep_step) : 1.0f;
   const bool kept = mask != 0.0f;
   const float gate = p.soft || !kept ? mask : 1.0f;
   float sums[kPer] = {}, dots[kPer] = {};
   if (count > 0 && (kept || p.rest.at || p.dots)) {
-    for (int32_t pixel = begin + device::thread() / device::kColumnChunks; pixel < end; pixel += device::kColumnLanes) {
-      const int64_t at = row + pixel;
+    for (int32_t pixel = place.in.row; pixel < place.in.end; pixel += device::kColumnLanes) {
+      const int64_t at = place.row + pixel;
       const auto g = device::read_chunk<T>(p.gy.at + (at * p.gy.pitch + channel), count, p.wide);
       device::Vec<T, kPer> z{}, old{}, gz{}, rest = g;
       if (p.z.at && (kept || p.dots)) z = device::read_chunk<T>(p.z.at + (at * p.z.pitch + channel), count, p.wide);
@@ -48,12 +44,7 @@ __global__ void __launch_bounds__(device::kColumnThreads, 5) block_grad(const __
       if (p.rest.at) device::write_chunk<T>(p.rest.at + (at * p.rest.pitch + channel), rest, count, p.wide);
     }
   }
-  if (p.sums) {
-    const float sum = device::sum_lanes<T>(sums);
-    const int32_t mine = first + device::thread();
-    if (device::thread() < device::kColumns<T> && mine < p.channels)
-      device::store(p.sums + ((static_cast<int64_t>(sample) * p.pieces + piece) * p.channels + mine), sum);
-  }
+  if (p.sums) place.store_sums(sums, p, p.sums);
   if (p.dots) {
     const float dot = device::sum_lanes<T>(dots);
     const device::Shared<float> all = device::shared_memory().template as<float>();
@@ -62,7 +53,8 @@ __global__ void __launch_bounds__(device::kColumnThreads, 5) block_grad(const __
     if (device::thread() == 0) {
       float sum = 0.0f;
       for (int i = 0; i < device::kColumns<T>; ++i) sum += device::load<float>(all + i);
-      device::store(p.dots + (static_cast<int64_t>(piece * groups + id % groups) * p.samples + sample), sum);
+      const int32_t group = place.piece * place.groups + place.group;
+      device::store(p.dots + (static_cast<int64_t>(group) * p.samples + place.sample), sum);
     }
   }
 }

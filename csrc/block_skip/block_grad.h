@@ -11,25 +11,17 @@ namespace effkern::block_skip {
 // rest = gz + (1 - m) * gy where m is not 0; where it is, gz is left as it is and rest = gy. Maps of all samples, rows
 // of channels.
 template <class T>
-struct BlockGrad {
-  device::Rows<const T> gy, z, old;   // z: for relu and relu6 may be the output instead; .at null: the slope is 1
-  device::Rows<T> gz, rest;           // .at null: not wanted
-  device::Global<const float> keep;   // null: 1
-  int64_t keep_step;                  // from sample to sample
-  bool soft;                          // else what is not 0 is 1
-  device::Global<float> sums;         // [samples * pieces][channels]: of gz; null: not wanted
-  device::Global<float> dots;         // [pieces * channel groups][samples]: of gy * (act(z) - old); null: not wanted
-  int32_t samples, pixels, channels;  // of a map
-  int32_t pieces, piece;              // that a map is cut into, pixels of one
+struct BlockGrad : device::Pieces {
+  device::Rows<const T> gy, z, old;  // z: for relu and relu6 may be the output instead; .at null: the slope is 1
+  device::Rows<T> gz, rest;          // .at null: not wanted
+  device::Global<const float> keep;  // null: 1
+  int64_t keep_step;                 // from sample to sample
+  bool soft;                         // else what is not 0 is 1
+  device::Global<float> sums;        // [samples * pieces][channels]: of gz; null: not wanted
+  device::Global<float> dots;        // [pieces * channel groups][samples]: of gy * (act(z) - old); null: not wanted
   conv::gpu::Act act;
   bool wide;  // 16-byte access to all maps
 };
-
-template <class T>
-void set_pieces(BlockGrad<T>& p) {
-  const device::Slices s = device::pieces_of<T>(p.samples, p.pixels, p.channels);
-  p.pieces = s.count, p.piece = s.slice;
-}
 
 // Bytes that the kernel's instructions ask for where `kept` samples are kept.
 struct BlockGradWork {
@@ -38,7 +30,7 @@ struct BlockGradWork {
 template <class T>
 BlockGradWork block_grad_work(const BlockGrad<T>& p, int64_t kept) {
   const int64_t map = int64_t{p.pixels} * p.channels * static_cast<int64_t>(sizeof(T));
-  const int64_t blocks = int64_t{p.samples} * p.pieces * device::column_groups<T>(p.channels);
+  const int64_t blocks = p.template blocks<T>();
   const int64_t seen = p.dots ? p.samples : kept, gy = p.rest.at ? p.samples : seen;
   BlockGradWork work;
   work.bytes_read = map * (gy + (p.z.at ? seen : 0) + (p.dots ? seen : 0));

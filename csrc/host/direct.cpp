@@ -94,6 +94,15 @@ bool read_tail(PyObject* const* args, bool grad, direct::RepConv& call) {
   return look_or_none(args[5], grad, call.residual);
 }
 
+// (x, weight, bias, stamp, handle), which both ops begin with: whether weight and bias are what the handle was made of.
+bool read_stamped(PyObject* const* args, const Stamp& stamp, bool grad, direct::TensorRef& x, direct::TensorRef& weight,
+                  direct::TensorRef& handle) {
+  direct::TensorRef bias;
+  return the_torch->look(args[0], grad, x) && the_torch->look(args[1], grad, weight) &&
+         look_or_none(args[2], grad, bias) && weight.type == x.type && stamp.holds(*the_torch, args + 1, 2) &&
+         the_torch->look(args[4], false, handle);
+}
+
 // (x, handle, out_channels, kernel_size, *tail)
 PyObject* rep_conv2d_packed(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::RepConv call;
@@ -110,12 +119,10 @@ PyObject* rep_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::RepConv call;
   if (the_torch == nullptr || count != 5 + kTail || !the_torch->nothing_watches()) Py_RETURN_NONE;
   const bool grad = the_torch->records_gradients();
-  direct::TensorRef weight, bias;
   const auto* stamp = static_cast<const Stamp*>(PyCapsule_GetPointer(args[3], kStamp));
   if (stamp == nullptr) return nullptr;
-  if (!the_torch->look(args[0], grad, call.x) || !the_torch->look(args[1], grad, weight) ||
-      (args[2] != Py_None && !the_torch->look(args[2], grad, bias)) || weight.type != call.x.type || weight.dim != 4 ||
-      !stamp->holds(*the_torch, args + 1, 2) || !the_torch->look(args[4], false, call.handle) ||
+  direct::TensorRef weight;
+  if (!read_stamped(args, *stamp, grad, call.x, weight, call.handle) || weight.dim != 4 ||
       !read_tail(args + 5, grad, call))
     Py_RETURN_NONE;
   call.out_channels = weight.sizes[0];
@@ -152,16 +159,13 @@ PyObject* sliced_conv2d(PyObject*, PyObject* const* args, Py_ssize_t count) {
   direct::SlicedConv call;
   if (the_torch == nullptr || count != 6 + kSlicedTail || !the_torch->nothing_watches()) Py_RETURN_NONE;
   const bool grad = the_torch->records_gradients();
-  direct::TensorRef weight, bias;
   const auto* stamp = static_cast<const Stamp*>(PyCapsule_GetPointer(args[3], kStamp));
   if (stamp == nullptr) return nullptr;
-  if (!the_torch->look(args[0], grad, call.x) || !the_torch->look(args[1], grad, weight) ||
-      !look_or_none(args[2], grad, bias) || weight.type != call.x.type || weight.dim != call.x.dim ||
-      !stamp->holds(*the_torch, args + 1, 2) || !the_torch->look(args[4], false, call.handle) ||
-      !number(args[5], call.c_out) || !read_tail(args + 6, grad, call))
+  direct::TensorRef weight;
+  if (!read_stamped(args, *stamp, grad, call.x, weight, call.handle) || weight.dim != call.x.dim ||
+      (weight.dim != 2 && weight.dim != 4) || !number(args[5], call.c_out) || !read_tail(args + 6, grad, call))
     Py_RETURN_NONE;
   const bool linear = weight.dim == 2;
-  if (!linear && weight.dim != 4) Py_RETURN_NONE;
   int64_t sizes[4] = {call.x.sizes[0], call.x.sizes[1], 1, 1};
   int64_t strides[4] = {call.x.strides[0], call.x.strides[1], 1, 1};
   if (linear) call.x.sizes = sizes, call.x.strides = strides, call.x.dim = 4;

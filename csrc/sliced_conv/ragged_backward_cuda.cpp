@@ -131,7 +131,7 @@ class Backward {
       p.pixels = static_cast<int32_t>(gy_.size(2) * gy_.size(3));
       p.act = static_cast<conv::gpu::Act>(act_);
       p.wide = device::wide(p.gy) && device::wide(p.y) && device::wide(p.z) && device::wide(p.gz);
-      set_pieces(p);
+      p.template cut<T>();
       const int64_t pieces = int64_t{p.samples} * p.pieces;
       Tensor parts[3];
       const auto part = [&](int i, const MaybeTensor& wanted, Global<float>& to) {

@@ -1,15 +1,11 @@
-#include "../common/cuda/launch.cuh"
+#include "../common/cuda/pieces_launch.cuh"
 #include "ragged_grad.cuh"
 
 namespace effkern::sliced_conv {
 
 template <class T>
 void run(const RaggedGrad<T>& p, device::Stream stream) {
-  const int64_t blocks = int64_t{device::column_groups<T>(p.channels)} * p.pieces * p.samples;
-  EFFKERN_CHECK_VALUE(blocks <= INT32_MAX, "ragged_grad: the batch is too large: ", blocks, " pieces");
-  if (blocks > 0)
-    device::launch("ragged_grad", ragged_grad<T>, static_cast<unsigned>(blocks), device::kColumnThreads,
-                   device::kColumnShared, stream, p);
+  device::launch_pieces<T>("ragged_grad", ragged_grad<T>, p, stream);
 }
 
 void run(const FoldTable& p, device::Stream stream) {

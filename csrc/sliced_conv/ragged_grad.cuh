@@ -5,8 +5,8 @@
 // Traffic: gy once, y or z once, what is written once, a float a channel and piece.
 #pragma once
 
-#include "../common/cuda/columns.cuh"
 #include "../common/cuda/indices.cuh"
+#include "../common/cuda/pieces.cuh"
 #include "../conv_backward/slope.cuh"
 #include "ragged_grad.h"
 
@@ -18,13 +18,9 @@ template <class T>
 __global__ void __launch_bounds__(device::kColumnThreads, 5) ragged_grad(const __grid_constant__ RaggedGrad<T> p) {
   using conv::gpu::Act;
   constexpr int kPer = device::kPerChunk<T>;
-  const int32_t groups = device::column_groups<T>(p.channels), id = static_cast<int32_t>(device::block());
-  const int32_t sample = id / groups / p.pieces, piece = id / groups % p.pieces;
-  const int32_t first = id % groups * device::kColumns<T>,
-                channel = first + device::thread() % device::kColumnChunks * kPer;
+  const device::PiecePlace<T> place(p);
+  const int32_t sample = place.sample, channel = place.in.channel;
   const int32_t count = device::entry_of(p.c_out, sample, p.channels) - channel;
-  const int32_t begin = piece * p.piece, left = p.pixels - begin, end = begin + (left < p.piece ? left : p.piece);
-  const int64_t row = static_cast<int64_t>(sample) * p.pixels;
   const bool clips = p.act == Act::Relu || p.act == Act::Relu6, curved = !clips && p.act != Act::None;
   float scale[kPer], shift[kPer], sums[kPer] = {}, products[kPer] = {};
   const int64_t table = p.table_row ? device::load<int32_t>(p.table_row + sample) * p.table_stride + channel : 0;
@@ -34,8 +30,8 @@ __global__ void __launch_bounds__(device::kColumnThreads, 5) ragged_grad(const _
     shift[e] = p.shift && e < count ? device::load<float>(p.shift + (table + e)) : 0.0f;
   }
   if (count > 0) {
-    for (int32_t pixel = begin + device::thread() / device::kColumnChunks; pixel < end; pixel += device::kColumnLanes) {
-      const int64_t at = row + pixel;
+    for (int32_t pixel = place.in.row; pixel < place.in.end; pixel += device::kColumnLanes) {
+      const int64_t at = place.row + pixel;
       auto g = device::read_chunk<T>(p.gy.at + (at * p.gy.pitch + channel), count, p.wide);
       device::Vec<T, kPer> y{}, z{};
       if (clips) y = device::read_chunk<T>(p.y.at + (at * p.y.pitch + channel), count, p.wide);
@@ -53,22 +49,12 @@ __global__ void __launch_bounds__(device::kColumnThreads, 5) ragged_grad(const _
     }
   }
   // Sums by channel of a sample, so that its factor can be taken out of them.
-  const int32_t mine = first + device::thread();
-  const bool stores = device::thread() < device::kColumns<T> && mine < p.channels;
-  const int64_t to = (static_cast<int64_t>(sample) * p.pieces + piece) * p.channels + mine;
-  if (p.by_scale) {
-    const float sum = device::sum_lanes<T>(products);
-    if (stores) device::store(p.by_scale + to, sum);
-  }
-  if (p.by_shift) {
-    const float sum = device::sum_lanes<T>(sums);
-    if (stores) device::store(p.by_shift + to, sum);
-  }
+  if (p.by_scale) place.store_sums(products, p, p.by_scale);
+  if (p.by_shift) place.store_sums(sums, p, p.by_shift);
   if (p.by_bias) {
 #pragma unroll
     for (int e = 0; e < kPer; ++e) sums[e] *= scale[e];
-    const float sum = device::sum_lanes<T>(sums);
-    if (stores) device::store(p.by_bias + to, sum);
+    place.store_sums(sums, p, p.by_bias);
   }
 }
 

@@ -13,7 +13,7 @@ using device::Global;
 // Sample n has y = act(z * scale + shift) in channels [0, c_out[n]), with a row of the tables for each sample:
 // gz = scale * act'(z * scale + shift) * gy there, and nothing elsewhere. Maps are rows of channels.
 template <class T>
-struct RaggedGrad {
+struct RaggedGrad : device::Pieces {
   device::Rows<const T> gy, y, z;  // y: read for relu and relu6; z: for the other activations and `by_scale`
   device::Rows<T> gz;              // .at null: not wanted
   device::Indices c_out;
@@ -22,17 +22,9 @@ struct RaggedGrad {
   int64_t table_stride;
   // Sums over a piece, [samples * pieces][channels], zeros past a sample's channels; null: not wanted.
   Global<float> by_shift, by_scale, by_bias;
-  int32_t samples, pixels, channels;
-  int32_t pieces, piece;  // that a map is cut into, pixels of one
   conv::gpu::Act act;
   bool wide;  // 16-byte access to all maps
 };
-
-template <class T>
-void set_pieces(RaggedGrad<T>& p) {
-  const device::Slices s = device::pieces_of<T>(p.samples, p.pixels, p.channels);
-  p.pieces = s.count, p.piece = s.slice;
-}
 
 // Bytes that the kernel's instructions ask for where samples have `active` channels in all.
 struct RaggedGradWork {
@@ -42,7 +34,7 @@ template <class T>
 RaggedGradWork ragged_grad_work(const RaggedGrad<T>& p, int64_t active) {
   const bool clips = p.act == conv::gpu::Act::Relu || p.act == conv::gpu::Act::Relu6;
   const bool z = p.by_scale || (!clips && p.act != conv::gpu::Act::None);
-  const int64_t size = sizeof(T), threads = int64_t{p.samples} * p.pieces * device::column_groups<T>(p.channels) * 128;
+  const int64_t size = sizeof(T), threads = p.template blocks<T>() * device::kColumnThreads;
   RaggedGradWork work;
   work.bytes_read = active * p.pixels * size * (1 + (clips ? 1 : 0) + (z ? 1 : 0)) + threads * (p.c_out.wide ? 8 : 4);
   if (p.gz.at) work.bytes_written += active * p.pixels * size;

@@ -28,7 +28,8 @@ WGRAD, WGRAD_LOADER, WGRAD_MATH, DEPTHWISE_WGRAD, ACT_GRAD, TRANSPOSE, FOLD = (
 )
 BLOCK_GRAD, RAGGED_GRAD, SLOPE = "block_skip/block_grad.cuh", "sliced_conv/ragged_grad.cuh", "conv_backward/slope.cuh"
 BOOK_GRAD = "pq/book_grad.cuh"
-BACKWARD, COLUMNS = "conv_backward/backward_gpu.h", "common/cuda/columns.cuh"
+BACKWARD = "conv_backward/backward_gpu.h"
+COLUMNS, PIECES = "common/cuda/columns.cuh", "common/cuda/pieces.cuh"
 BN_FORWARD, BN_BACKWARD = "multi_branch_bn/bn_forward.cuh", "multi_branch_bn/bn_backward.cuh"
 
 MUTANTS = (
@@ -736,12 +737,17 @@ MUTANTS = (
     Mutant("block_grad: gate forgotten", BLOCK_GRAD, "through(gate * in,", "through(in,"),
     Mutant("block_grad: shortcut's part forgotten", BLOCK_GRAD, "device::fma(1.0f - gate, in, sum)", "sum"),
     Mutant("block_grad: dropped samples written", BLOCK_GRAD, "if (p.gz.at && kept)", "if (p.gz.at)"),
-    Mutant("block_grad: pieces overlap", BLOCK_GRAD, "(left < p.piece ? left : p.piece)", "left"),
-    Mutant("block_grad: sums of pieces in one place", BLOCK_GRAD, "* p.pieces + piece) *", "* p.pieces) *"),
+    Mutant(
+        "columns: slices overlap",
+        COLUMNS,
+        "slices.rows - begin < slices.slice ? slices.rows : begin + slices.slice",
+        "slices.rows",
+    ),
+    Mutant("pieces: sums of pieces in one place", PIECES, "* p.pieces + piece) *", "* p.pieces) *"),
     Mutant(
         "block_grad: no barrier before dots are added", BLOCK_GRAD, "device::sync();  // the channels' dots", ";  //"
     ),
-    Mutant("block_grad: dots of groups in one place", BLOCK_GRAD, "piece * groups + id % groups", "piece * groups"),
+    Mutant("block_grad: dots of groups in one place", BLOCK_GRAD, "place.groups + place.group;", "place.groups;"),
     Mutant("block_grad: dots without the shortcut", BLOCK_GRAD, " - device::to_float(old.v[e])", ""),
     Mutant("slope: 0 lets the gradient through", SLOPE, "return seen <= 0.0f ?", "return seen < 0.0f ?"),
     Mutant("slope: relu6 without its upper end", SLOPE, " || seen >= 6.0f", ""),
@@ -765,7 +771,7 @@ MUTANTS = (
         "fma(v, sum, products[e])",
         "fma(v, 1.0f, products[e])",
     ),
-    Mutant("ragged_grad: pieces overlap", RAGGED_GRAD, "(left < p.piece ? left : p.piece)", "left"),
+    Mutant("pieces: one map for all samples", PIECES, "row(static_cast<int64_t>(sample) * p.pixels)", "row(0)"),
     Mutant("fold_table: rows below", RAGGED_GRAD, "!= row) continue", "< row) continue"),
     Mutant("fold_table: first pieces alone", RAGGED_GRAD, "k < p.pieces;", "k < 1;"),
     Mutant(

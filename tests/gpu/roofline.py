@@ -8,6 +8,7 @@ instructions they do not use.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
@@ -27,7 +28,7 @@ CARDS = (
 )
 
 
-class Work:
+class Work(ABC):
     """What an operator has to do in fp16 for `n` samples."""
 
     name: str
@@ -38,8 +39,9 @@ class Work:
         return 0
 
     @property
+    @abstractmethod
     def bytes(self) -> int:
-        raise NotImplementedError
+        """Read from memory and written to it, each once."""
 
     def bound_us(self, card: Card) -> tuple[float, str]:
         memory, products = self.bytes / card.gb_s / 1e3, 2 * self.macs / card.tflops / 1e6

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,18 +215,29 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
-def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
-    """A limit on the size of files stands for the disk: the kernel refuses the write in the middle, as it would."""
+@contextmanager
+def disk_full_between(first: int, last: int, room: int) -> Iterator[Method]:
+    """A method during which no file may grow beyond ``room`` bytes from the end of step ``first`` to that of ``last``.
+
+    The limit stands for a full disk: the kernel refuses the write in the middle, as it would. It ends with the block.
+    """
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
 
     class Filling(Noisy):
         def after_step(self, at: Step) -> None:
             super().after_step(at)
-            if at.number in (9, 12):
-                limit_file_size(4096 if at.number == 9 else before)
+            if at.number in (first, last):
+                limit_file_size(room if at.number == first else before)
 
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     try:
-        go(tmp_path / "full", Filling(network()), evaluate_every=0)
+        yield Filling(network())
+    finally:
+        limit_file_size(before)
+
+
+def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
+    with disk_full_between(9, 12, 4096) as method:
+        go(tmp_path / "full", method, evaluate_every=0)
         said = capsys.readouterr().out
         assert "step-00000010.safetensors: cannot be written: " in said
         assert f"the last good checkpoint is {tmp_path}/full/checkpoints/step-00000009.safetensors" in said
@@ -232,25 +245,13 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, capsys):
         limit_file_size(4096)
         with pytest.raises(CheckpointError, match=r"step-00000020.safetensors: cannot be written: "):
             go(tmp_path / "never", evaluate_every=0)
-    finally:
-        limit_file_size(before)
     assert not list((tmp_path / "never").rglob("*step*")) and not list((tmp_path / "full").rglob("*.tmp"))
 
 
 def test_logs_and_best_weights_wait_for_room(tmp_path, capsys):
     """Nothing at all can be written for some steps, best weights and rows of the logs included."""
-
-    class Filling(Noisy):
-        def after_step(self, at: Step) -> None:
-            super().after_step(at)
-            if at.number in (2, 13):
-                limit_file_size(16 if at.number == 2 else before)
-
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    try:
-        go(tmp_path / "full", Filling(network()))
-    finally:
-        limit_file_size(before)
+    with disk_full_between(2, 13, 16) as method:
+        go(tmp_path / "full", method)
     said = capsys.readouterr().out
     for name in ("train.csv", "eval.csv", "best.safetensors"):
         assert f"full/{name}: cannot be written yet: " in said

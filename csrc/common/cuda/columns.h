@@ -54,6 +54,23 @@ Slices pieces_of(int64_t samples, int64_t pixels, int32_t channels) {
   return slices_of(pixels, (528 + blocks - 1) / blocks, 4 * kColumnLanes, kColumnLanes);
 }
 
+// Maps of the same size, one a sample, for kernels whose blocks of kColumnThreads take kColumns channels of a piece of
+// one map.
+struct Pieces {
+  int32_t samples, pixels, channels;  // of a map
+  int32_t pieces, piece;              // that a map is cut into, pixels of one
+
+  template <class T>
+  void cut() {
+    const Slices s = pieces_of<T>(samples, pixels, channels);
+    pieces = s.count, piece = s.slice;
+  }
+  template <class T>
+  int64_t blocks() const {
+    return int64_t{column_groups<T>(channels)} * pieces * samples;
+  }
+};
+
 // For blocks of kColumnThreads: enough slices that a device of 132 multiprocessors has four blocks each.
 template <class T>
 Slices column_slices(int64_t rows, int64_t channels) {

@@ -5,6 +5,7 @@
 
 #include "../../block_skip/block_grad.cuh"
 #include "../check.h"
+#include "activation.h"
 #include "array.h"
 #include "launch.h"
 
@@ -12,7 +13,6 @@ namespace effkern::test::simt {
 namespace {
 
 using namespace block_skip;
-using conv::gpu::Act;
 using device::BF16;
 using device::F16;
 
@@ -22,37 +22,6 @@ struct Sums {
   bool soft = false, with_keep = true, with_gz = true, with_rest = true, with_sums = true, with_dots = false;
   int extra = 0;  // channels between two pixels that no one may read
 };
-
-double activated(double v, Act act) {
-  switch (act) {
-    case Act::Relu:
-      return v < 0 ? 0 : v;
-    case Act::Relu6:
-      return v < 0 ? 0 : v > 6 ? 6 : v;
-    case Act::Hardswish:
-      return v * std::min(std::max(v + 3, 0.0), 6.0) / 6;
-    case Act::Silu:
-      return v / (1 + std::exp(-v));
-    default:
-      return v;
-  }
-}
-double slope(double v, Act act) {
-  switch (act) {
-    case Act::Relu:
-      return v > 0;
-    case Act::Relu6:
-      return v > 0 && v < 6;
-    case Act::Hardswish:
-      return v < -3 ? 0 : v <= 3 ? v / 3 + 0.5 : 1;
-    case Act::Silu: {
-      const double gate = 1 / (1 + std::exp(-v));
-      return gate * (1 + v * (1 - gate));
-    }
-    default:
-      return 1;
-  }
-}
 
 template <class T>
 void sums_hold(const Sums& s, int seeds = kSchedules) {

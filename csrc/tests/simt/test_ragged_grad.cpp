@@ -5,6 +5,7 @@
 
 #include "../../sliced_conv/ragged_grad.cuh"
 #include "../check.h"
+#include "activation.h"
 #include "array.h"
 #include "launch.h"
 
@@ -12,7 +13,6 @@ namespace effkern::test::simt {
 namespace {
 
 using namespace sliced_conv;
-using conv::gpu::Act;
 using device::BF16;
 using device::F16;
 
@@ -24,22 +24,6 @@ struct Epilogue {
   bool with_gz = true, with_scale = true, by_scale = false;
   int extra = 0;
 };
-
-double slope(double v, Act act) {
-  const double gate = 1 / (1 + std::exp(-v));
-  switch (act) {
-    case Act::Relu:
-      return v > 0;
-    case Act::Relu6:
-      return v > 0 && v < 6;
-    case Act::Hardswish:
-      return v < -3 ? 0 : v <= 3 ? v / 3 + 0.5 : 1;
-    case Act::Silu:
-      return gate * (1 + v * (1 - gate));
-    default:
-      return 1;
-  }
-}
 
 template <class T>
 void epilogue_holds(const Epilogue& c, int seeds = kSchedules) {

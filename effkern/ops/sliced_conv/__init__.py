@@ -190,7 +190,7 @@ def sliced_conv2d(
         if groups > 1 and group_mode == "prefix_groups" and weight.size(1) > 0:
             c_out = x.size(1) // weight.size(1) * (c_out // groups)
     behind = (groups, group_mode, scale, shift, act, algo)
-    y = by_the_short_way(x, weight, bias, ("conv", groups, algo), c_out, stride, padding, dilation, *behind)
+    y = by_the_short_way(x, weight, bias, c_out, stride, padding, dilation, *behind)
     if y is not None:
         return y
     geometry = (check.pair(stride, "stride"), check.pair(padding, "padding"), check.pair(dilation, "dilation"))

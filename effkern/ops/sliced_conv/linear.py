@@ -6,19 +6,16 @@ import math
 from contextlib import suppress
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.ops import _checks as check
 from effkern.ops._autograd import activation_backward, compute_dtype
-from effkern.ops._memo import memo
-from effkern.ops._pack import pack_conv_weight
 from effkern.ops._registry import Op
 from effkern.ops._slices import check_slice
 from effkern.ops.sliced_conv import reference
 from effkern.ops.sliced_conv._checks import check_tables, check_widths
-from effkern.ops.sliced_conv.packed import _packed, _ragged_packed, by_the_short_way
+from effkern.ops.sliced_conv.packed import _packed, _ragged_packed, by_the_short_way, remembered
 from effkern.ops.sliced_conv.ragged_backward import ragged_backward
 
 _GEOMETRY = ([1, 1], [0, 0], [1, 1], 1, "prefix_groups")  # of the 1x1 convolution that a linear layer is
@@ -40,15 +37,9 @@ def _map(x: Tensor) -> Tensor:
 
 def _remembered(x: Tensor, weight: Tensor, bias: Tensor | None, options: tuple) -> Tensor | None:
     """The handle of the 1x1 convolution that the layer is, where the memo may give one; ``options`` from scale on."""
-    if torch.compiler.is_compiling() or weight.dim() != 2 or x.dim() != 2 or not x.is_cpu or weight.dtype != x.dtype:
+    if weight.dim() != 2 or x.dim() != 2:
         return None
-    if bias is not None and bias.shape != weight.shape[:1]:
-        return None  # a bias of the running outputs only is legal for the op, not for a pack
-
-    def pack() -> Tensor:
-        return pack_conv_weight(_map(weight), bias, 1, options[-1])
-
-    return memo().packed((weight, bias), ("linear", options[-1]), pack, (x, *options[:2]))
+    return remembered(x, weight, bias, 1, options[-1], options[:2])
 
 
 def _fake(
@@ -163,7 +154,7 @@ def sliced_linear(
 
 
 def _run(x: Tensor, weight: Tensor, bias: Tensor | None, outs: int, *options: Any) -> Tensor:
-    y = by_the_short_way(x, weight, bias, ("linear", options[-1]), outs, *_GEOMETRY, *options)
+    y = by_the_short_way(x, weight, bias, outs, *_GEOMETRY, *options)
     if y is not None:
         return y.flatten(1)
     handle = _remembered(x, weight, bias, options)

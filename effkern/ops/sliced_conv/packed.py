@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,32 +23,50 @@ Ints = Sequence[int]
 def remembered(
     x: Tensor, weight: Tensor, bias: Tensor | None, groups: int, algo: str, inputs: Sequence[Tensor | None]
 ) -> Tensor | None:
-    """The handle of weight and bias from the memo, where this eager call may use one; see :mod:`effkern.ops._memo`."""
-    if torch.compiler.is_compiling() or not x.is_cpu or weight.dim() != 4 or weight.dtype != x.dtype:
+    """The handle of weight and bias from the memo, where this eager call may use one; see :mod:`effkern.ops._memo`.
+
+    Args:
+        x: of the call.
+        weight: of a convolution, or 2-d as x of a linear layer, which is packed as the 1x1 convolution it is.
+        bias, groups, algo: as `pack_conv_weight` takes them.
+        inputs: further tensors of the call.
+    """
+    if torch.compiler.is_compiling() or not x.is_cpu or weight.dim() not in (4, x.dim()) or weight.dtype != x.dtype:
         return None
     if bias is not None and bias.shape != weight.shape[:1]:
         return None  # a bias of the running outputs only is legal for the op, not for a pack
-    parts = (weight, bias)
-    return memo().packed(parts, ("conv", groups, algo), lambda: pack_conv_weight(*parts, groups, algo), (x, *inputs))
+
+    def pack() -> Tensor:
+        kernel = weight if weight.dim() == 4 else weight.unsqueeze(2).unsqueeze(3)
+        return pack_conv_weight(kernel, bias, groups, algo)
+
+    return memo().packed((weight, bias), ("conv", groups, algo), pack, (x, *inputs))
 
 
 def by_the_short_way(
-    x: Tensor, weight: Tensor, bias: Tensor | None, tag: tuple[Hashable, ...], c_out: int, *options: Any
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    c_out: int,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    *options: Any,
 ) -> Tensor | None:
     """The call with the memo's handle past the dispatcher, see :mod:`effkern.ops._direct`; None: not this one.
 
     Args:
         x, weight, bias: of a convolution, or of a linear layer, whose result has two dimensions of 1 behind it.
-        tag: what the memo knows the handle by, beside weight and bias.
-        c_out: of the call.
-        options: from ``stride`` to ``algo``.
+        c_out, stride, padding, dilation, groups: of the call.
+        options: from ``group_mode`` to ``algo``.
     """
     if torch.compiler.is_compiling():
         return None
-    known = memo().quick.get((id(weight), id(bias), *tag))
+    known = memo().quick.get((id(weight), id(bias), "conv", groups, options[-1]))
     if known is None:
         return None
-    y = _direct.sliced_conv2d(x, weight, bias, *known, c_out, *options)
+    y = _direct.sliced_conv2d(x, weight, bias, *known, c_out, stride, padding, dilation, groups, *options)
     if y is not None:
         memo().hits += 1
     return y
