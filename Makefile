@@ -45,7 +45,7 @@ test-gpu-proof: $(VENV)/.tested $(VENV)/.gpu-tools ## prove the CUDA and Triton 
 	$(BIN)/python -m pytest -q -s -rs -p no:cacheprovider tests/gpu/proof_*.py $(TEST_ARGS)
 
 gpu-check: $(VENV)/.tested ## run every CUDA op on the GPU against the CPU; says so where there is none
-	$(BIN)/python -m tests.gpu.check
+	$(BIN)/python -m tests.gpu.check $(CHECK_ARGS)
 
 gpu-bench: $(VENV)/.tested ## time the CUDA ops against cuDNN and torch.compile; says so where there is no GPU
 	$(BIN)/python -m benchmarks.gpu

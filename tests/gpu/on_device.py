@@ -9,21 +9,18 @@ import torch
 from torch import Tensor
 
 from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, map_tensors, to_double
+from tests.gpu.device import DEVICE, needs_cuda, needs_device, there
 from tests.gpu.proof_host import DIFFERENTIATED, OPS_ON_CUDA, as_rounded, check_gradients, results
 from tests.ops.catalog import as_tuple, check_values, every_sample, same_bits
 from tests.ops.test_composed import rounded
 from tests.ops.test_every_op import gradients
 from tests.tails import past_width
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU was found")
-KEYS = [key for key, sample in every_sample().items() if sample.op.backends["cuda"] == "native"]
+pytestmark = needs_device
+KEYS = [key for key, sample in every_sample().items() if sample.op.backends[DEVICE] == "native"]
 #: Ops that are calls of others.
-COMPOSED = [key for key, sample in every_sample().items() if sample.op.backends["cuda"] == "composed"]
+COMPOSED = [key for key, sample in every_sample().items() if sample.op.backends[DEVICE] == "composed"]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def on_gpu(args: tuple) -> tuple:
-    return map_tensors(lambda t: t.cuda(), args)
 
 
 def back(outputs: tuple[Tensor, ...]) -> Any:
@@ -39,6 +36,7 @@ def settled(sample: Sample, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(y.masked_fill(past_width(y, named["c_out"]), 0) for y in map(Tensor.cpu, outputs))
 
 
+@needs_cuda
 def test_all_kernels_are_called():
     named = {key.split("/")[0] for key in KEYS}
     assert named | {name for name in OPS_ON_CUDA if name.endswith("_backward")} == OPS_ON_CUDA
@@ -52,8 +50,8 @@ def test_gradients(key, dtype):
         return
     random = torch.Generator().manual_seed(6)
     incoming = tuple(torch.randn(y.shape, generator=random).to(dtype) for y in as_tuple(sample.op(*sample.args)))
-    given = tuple(g.cuda() for g in incoming)
-    got = results(lambda *args: tuple(gradients(sample.op, sample, args, given)), on_gpu(sample.args))
+    given = tuple(there(g) for g in incoming)
+    got = results(lambda *args: tuple(gradients(sample.op, sample, args, given)), there(sample.args))
     if got is not None:  # else refused, with the right message
         check_gradients(sample, [g.cpu() for g in got], incoming, key)
 
@@ -62,7 +60,7 @@ def test_gradients(key, dtype):
 @pytest.mark.parametrize("key", KEYS)
 def test_values(key, dtype):
     sample = every_sample(dtype)[key]
-    outputs = results(sample.op, on_gpu(sample.args))
+    outputs = results(sample.op, there(sample.args))
     if outputs is None:
         return  # refused, with the right message
     check_values(as_rounded(sample, dtype), sample.args, back(outputs), key)
@@ -71,7 +69,7 @@ def test_values(key, dtype):
 @pytest.mark.parametrize("key", COMPOSED)
 def test_values_of_calls_of_others(key):
     sample = every_sample(torch.float16)[key]
-    outputs = results(sample.op, on_gpu(sample.args))
+    outputs = results(sample.op, there(sample.args))
     if outputs is None:
         return  # refused, with the right message
     check_values(rounded(sample, torch.float16), sample.args, back(outputs), key)
@@ -81,7 +79,7 @@ def test_values_of_calls_of_others(key):
 def test_gradients_of_batch_norms(key):
     sample = every_sample()[key]
     incoming = tuple(torch.randn(y.shape) for y in as_tuple(sample.op(*sample.args))[:1])
-    got = gradients(sample.op, sample, on_gpu(sample.args), on_gpu(incoming))
+    got = gradients(sample.op, sample, there(sample.args), there(incoming))
     want = gradients(sample.reference, sample, to_double(sample.args), incoming)
     positive = map_tensors(lambda t: t.abs(), to_double(sample.args))
     sizes = gradients(sample.magnitude, sample, positive, (incoming[0].abs(),))
@@ -89,10 +87,11 @@ def test_gradients_of_batch_norms(key):
         assert_within(g.cpu(), g64, 4 * DIRECT_LIMIT * UNIT[torch.float32] * size, key)
 
 
+@needs_cuda
 @pytest.mark.parametrize("key", KEYS)
 def test_a_captured_graph_gives_the_same_bits(key):
     sample = every_sample(torch.float16)[key]
-    args = on_gpu(sample.args)
+    args = there(sample.args)
     want = results(sample.op, args)
     if want is None:
         return  # refused, with the right message
