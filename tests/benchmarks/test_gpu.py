@@ -2,42 +2,176 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import gpu
+from benchmarks import gpu, gpu_cases
+from benchmarks.gpu_timing import Call, GraphClock, HostClock, Timing
 
 
 @pytest.fixture
-def bench() -> gpu.Bench:
-    return gpu.Bench("cpu", torch.float32, small=True)
+def bench() -> gpu_cases.Ops:
+    return gpu_cases.Ops("cpu", torch.float32, small=True)
 
 
-def test_every_peer_gives_the_values_of_the_op(bench):
+def plain_compile(function, dynamic):
+    return lambda *args: function(*args)
+
+
+def test_every_contender_gives_the_values_of_its_side(bench, monkeypatch):
+    monkeypatch.setattr(torch, "compile", plain_compile)
+    specs = gpu.specs_of(bench, "float16")
     with torch.no_grad():
-        rows = list(gpu.measure(bench, gpu.host_us, lambda call: torch.compile(call, backend="eager")))
+        rows = [gpu.measure(bench, spec, HostClock(), "float16", compiling=True) for spec in specs]
     assert len({row["case"] for row in rows}) == len(rows)
-    named = {name for row in rows for name in row["peers_us"]}
-    assert named == {
-        "channels_last", "contiguous", "compiled channels_last", "masked", "compiled masked", "grouped_mm", "dense",
-        "decoded", "compiled decoded",
-    }  # fmt: skip
-    assert all("best peer" in gpu.line(row) for row in rows)
+    for row in rows:
+        errors = {name: t["error"] for name, t in row["times"].items() if "error" in t}
+        assert not errors, (row["case"], errors)
+        assert all({"warm_us", "eager_us"} <= t.keys() for t in row["times"].values())
+        assert row["bytes"] > 0 and row["macs"] >= 0
+        assert (row.get("share") is not None) == any(name.startswith("all: ") for name in row["times"])
+    named = {name for row in rows for name in row["times"]}
+    assert named >= {"effkern", "compiled channels_last", "masked", "grouped_mm", "decoded", "all: effkern"}
     assert json.loads(json.dumps(rows)) == rows
 
 
 def test_a_peer_that_does_other_work_is_not_timed(bench):
-    case = bench.rep_conv(1, 8, 6, 8)
-    gpu.compare(case, bench.dtype)
-    wrong = case._replace(peers=case.peers | {"wrong": lambda: case.ours() * 1.001})
-    with pytest.raises(ValueError, match="wrong gives"):
-        gpu.compare(wrong, bench.dtype)
+    spec = next(iter(bench.specs()))
+
+    def make():
+        case = spec.make()
+        case.peers |= {
+            "wrong": Call(lambda *args: case.ours.function(*args) * 1.001, *case.ours.args),
+            "broken": Call(lambda: 1 / 0),
+            "nan": Call(lambda *args: case.ours.function(*args) * float("nan"), *case.ours.args),
+        }
+        return case
+
+    row = gpu.measure(bench, spec._replace(make=make), HostClock(), "float32", compiling=False)
+    assert "values differ" in row["times"]["wrong"]["error"] and "values differ" in row["times"]["nan"]["error"]
+    assert row["times"]["broken"]["error"].startswith("failed: ZeroDivisionError")
+    assert gpu.time_of(row["times"]["wrong"]) is None and "wrong: values differ" in gpu.line(row)
 
 
-def test_16_bit_values_are_close(bench):
-    half = gpu.Bench("cpu", torch.float16, small=True)
+@pytest.mark.parametrize("job", ["bfloat16", "tf32"])
+def test_values_are_close_in_other_dtypes(job):
+    half = gpu.bench_of(job, "cpu", small=True)
     with torch.no_grad():
-        for case in half.cases():
-            gpu.compare(case, half.dtype)
+        for spec in gpu.specs_of(half, job):
+            assert spec.core and not gpu_cases.compare(half, spec.make()), spec.name
+
+
+def test_16_bit_values_are_close():
+    half = gpu.bench_of("float16", "cpu", small=True)
+    with torch.no_grad():
+        for spec in half.specs():
+            assert not gpu_cases.compare(half, spec.make()), spec.name
+
+
+def test_copies_share_nothing(bench):
+    call = bench.batch_norms(4, 8, 6, backward=True).ours
+    again = call.again()
+    assert again.bytes() == call.bytes() and torch.equal(again.value(), call.value())
+    assert not {t.data_ptr() for t in call.args} & {t.data_ptr() for t in again.args}
+    assert [t.stride() for t in again.args] == [t.stride() for t in call.args]
+
+
+def test_the_rest_goes_on_behind_a_case_that_ends_its_process(monkeypatch):
+    def process(command, env, patience):
+        options = command[command.index("--names") + 1 :]
+        for name in options[:-1] if options[-1] == "--no-compile" else options:
+            yield json.dumps({"begin": name})
+            if name == "ends":
+                return
+            if name == "hangs" or (name == "slow" and "--no-compile" not in command):
+                yield None
+                return
+            yield "not for us"
+            yield json.dumps({"case": name, "dtype": "float16", "times": {}})
+
+    monkeypatch.setattr(gpu, "lines_of", process)
+    names = ["a", "ends", "b", "hangs", "slow", "c"]
+    rows = list(gpu.run_job("float16", names, True, time.time() + 1000, patience=2.0))
+    assert [row["case"] for row in rows] == names
+    errors = {row["case"]: row["error"] for row in rows if "error" in row}
+    assert errors == {"ends": "its process ended", "hangs": "nothing came for 2 s"}
+
+
+def test_lines_come_from_a_process_that_is_ended_when_it_is_silent():
+    said = [sys.executable, "-c", "print(1); print(2)"]
+    assert list(gpu.lines_of(said, {}, 1000)) == ["1\n", "2\n"]
+    silent = [sys.executable, "-c", "import time; time.sleep(1000)"]
+    assert list(gpu.lines_of(silent, {}, 0.01)) == [None]
+
+
+def test_a_process_that_ends_at_once_is_not_started_again(monkeypatch):
+    monkeypatch.setattr(gpu, "lines_of", lambda *_: iter(()))
+    assert list(gpu.run_job("float16", ["a", "b"], True, time.time() + 60, 1.0)) == []
+
+
+def test_results_are_kept_case_by_case(tmp_path):
+    path, card = tmp_path / "gpu.json", {"device": "a card", "torch": "2"}
+    results = gpu.load(path)
+    for row in (
+        {"machine": card},
+        {"case": "a", "dtype": "float16", "n": 1},
+        {"case": "a", "dtype": "float32"},
+        {"case": "a", "dtype": "float16", "n": 2},
+        {"machine": card | {"l2_mb": 50}},
+    ):
+        gpu.add(results, row)
+    gpu.save(path, results)
+    assert gpu.load(path) == results
+    assert [row.get("n") for row in results["rows"]] == [None, 2] and results["machine"]["l2_mb"] == 50
+    gpu.add(results, {"machine": {"device": "another"}})
+    assert results["rows"] == []
+
+
+class FakeGraph:
+    """What is captured runs at once; a replay takes a millisecond a call."""
+
+    replayed = 0
+
+    def replay(self):
+        FakeGraph.replayed += 1
+
+
+class FakeEvent:
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = FakeGraph.replayed
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return float(end.at - self.at)
+
+
+class FakeStream:
+    def wait_stream(self, other):
+        pass
+
+
+def test_what_the_clock_asks_of_a_device(bench, monkeypatch):
+    cuda = {"CUDAGraph": FakeGraph, "Event": FakeEvent, "Stream": FakeStream, "current_stream": FakeStream}
+    cuda |= {"graph": contextlib.nullcontext, "stream": contextlib.nullcontext, "synchronize": lambda: None}
+    cuda |= {"get_device_properties": lambda: SimpleNamespace(L2_cache_size=20_000)}
+    for name, fake in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    clock, case = GraphClock(), bench.skip(4, 16, 6)
+    assert 2 < clock.copies(case.ours) < 96 and clock.copies(Call(lambda: None)) == 96
+    calls = {"effkern": case.ours, "other": case.peers["contiguous"], "broken": Call(lambda: 1 / 0)}
+    for cold, each in ((False, 1000.0), (True, 1000.0 / clock.copies(case.ours))):
+        found = clock.contest(calls, cold)
+        assert found.keys() == calls.keys() and found["broken"].startswith("no graph: ZeroDivisionError")
+        assert found["effkern"] == Timing(pytest.approx(each), pytest.approx(each))
+    assert clock.eager(case.ours) > 0
