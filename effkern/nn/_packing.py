@@ -102,11 +102,14 @@ def freeze_packs(model: nn.Module) -> nn.Module:
     """Freeze the packs of every layer of a network that is deployed as it is; see :meth:`HoldsPack.freeze_pack` and
     :meth:`effkern.nn.SkipBlock.freeze_pack`.
 
-    Does nothing where packs are not available. Returns ``model``, changed in place.
+    Does nothing where packs are not available, and leaves layers on other devices than the CPU as they are, which run
+    their weights in place. Returns ``model``, changed in place.
     """
     if available() and memo().mode != "off":
         for module in model.modules():
             freeze = getattr(module, "freeze_pack", None)
+            if isinstance(module, HoldsPack) and not all(t is None or t.is_cpu for t in module._pack_sources()):
+                continue
             if freeze is not None:
                 freeze()
     return model

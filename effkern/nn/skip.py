@@ -19,7 +19,7 @@ from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 
 @dataclass(frozen=True, eq=False)
 class _Packed:
-    """Folded weights as handles, and what they were made from."""
+    """Folded weights, on the CPU as handles, and what they were made from."""
 
     weights: list[Tensor]
     biases: list[Tensor]
@@ -91,7 +91,7 @@ class SkipBlock(ResidualBlock):
     def folded(self, x: Tensor, keep: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Weights and biases with batch norm folded in: differentiable where a gradient is wanted, else packed.
 
-        Those of the branch, then the shortcut's convolution if there is one (its pack holds its bias as well).
+        Those of the branch, then the shortcut's convolution if there is one (a handle of it holds its bias as well).
 
         Raises:
             TypeError: if ``x`` has another dtype than the block, and autocast is off.
@@ -119,7 +119,11 @@ class SkipBlock(ResidualBlock):
         for i, (conv, bn) in enumerate(self._folded_layers()):
             weight, bias = fold_bn(conv, bn)
             biases.append(bias.float())
-            weights.append(pack_conv_weight(weight.to(dtype), biases[-1] if i >= branch else None))
+            weight = weight.to(dtype)
+            if weight.is_cpu:
+                weights.append(pack_conv_weight(weight, biases[-1] if i >= branch else None))
+            else:  # handles are the CPU engine's layout; a GPU's kernels read weights of this one in place
+                weights.append(weight.contiguous(memory_format=torch.channels_last))
         sources = self._sources()
         return _Packed(weights, biases, key, sources[0].dtype, [t.detach() for t in sources])
 

@@ -402,3 +402,19 @@ def test_frozen_packs_stay_until_they_are_dropped():
     assert net[0].conv1.weight.grad is not None and net[0]._packed is None
     with pytest.raises(RuntimeError, match="eval mode"):
         net[0].train().freeze_pack()
+
+
+def test_elsewhere_than_on_the_cpu_folded_weights_are_no_handles():
+    net = SkipStage(*[block() for _ in range(2)], pair("basic", 4, 6, 2, "conv")[1]).eval().to("meta")
+    x, keep = torch.empty(2, 4, 5, 5, device="meta"), torch.ones(2, 3, dtype=torch.bool, device="meta")
+    for _ in range(2):
+        packs = [part._packed for part in net]
+        with torch.no_grad():
+            assert net(x, keep).shape == (2, 6, 3, 3)
+        for part in net:
+            assert all(
+                w.dim() == 4 and w.is_contiguous(memory_format=torch.channels_last) for w in part._packed.weights
+            )
+        if packs[0] is not None:
+            assert [part._packed for part in net] == packs
+        freeze_packs(net)

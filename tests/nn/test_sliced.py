@@ -434,3 +434,17 @@ def test_macs_are_those_of_the_slice():
         assert depthwise.macs(x.shape, depthwise(x, i).shape) == 2 * 25 * ins * 9
     linear = SlicedLinear(INS, OUTS)
     assert linear.macs(torch.Size([2, 8]), torch.Size([2, 12])) == 2 * 8 * 12
+
+
+def test_folding_elsewhere_than_on_the_cpu_makes_tables_and_no_handle():
+    layer = SlicedConvBNAct([4, 8], [6, 8], 3).eval().to("meta")
+    layer.fold()
+    assert layer._folded is not None and layer._folded.handle is None and not layer._folded.calls
+    with torch.no_grad():
+        assert layer._tables(0)[0] is layer._folded.rows[0][0]
+        assert layer(torch.empty(2, 4, 5, 5, device="meta"), 0).shape == (2, 6, 5, 5)
+        assert (
+            layer(torch.empty(2, 8, 5, 5, device="meta"), torch.zeros(2, dtype=torch.long, device="meta")).size(1) == 8
+        )
+    with pytest.raises(RuntimeError, match="CPU"):
+        layer.conv.freeze_pack()
