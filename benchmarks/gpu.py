@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu_cases import Bench, Case, Ops, Spec, Waits, compare
+from benchmarks.gpu_networks import Networks
 from benchmarks.gpu_timing import Call, Clock, GraphClock, Timing, ceilings, machine, reason
 from effkern import ops
 from effkern.training import write_atomically
@@ -50,7 +51,7 @@ def bench_of(job: str, device: str = "cuda", small: bool = False) -> Ops:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
     dtype = {"bfloat16": torch.bfloat16, "tf32": torch.float32, "float32": torch.float32}.get(job, torch.float16)
-    return Ops(device, dtype, small, tf32)
+    return Networks(device, dtype, small, tf32)
 
 
 def specs_of(bench: Bench, job: str, only: Sequence[str] = ()) -> list[Spec]:
@@ -77,12 +78,16 @@ def contenders(bench: Bench, case: Case, job: str, compiling: bool) -> tuple[dic
     peers = dict(case.peers)
     if compiling:
         torch._dynamo.reset()  # its caches belong to code, not to closures: after eight shapes it would give up
-        peers |= {f"compiled {name}": case.peers[name].compiled() for name in case.compiled}
+        for name in case.compiled:
+            side = case.whole if name in case.whole else peers
+            before, _, rest = name.rpartition("all: ")
+            side[f"{before}compiled {rest}"] = side[name].compiled()
     return {OURS: case.ours, **peers}, case.whole
 
 
 def measure(bench: Bench, spec: Spec, clock: Clock, job: str, compiling: bool) -> Row:
     """One case: microseconds of every contender, or why there are none."""
+    torch.manual_seed(0)
     case = spec.make()
     same, whole = contenders(bench, case, job, compiling)
     case.peers, case.whole = {name: call for name, call in same.items() if name != OURS}, whole
@@ -279,7 +284,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
-    work = {job: [s.name for s in specs_of(Ops("cpu"), job, options.only)] for job in JOBS if job in options.jobs}
+    work = {job: [s.name for s in specs_of(Networks("cpu"), job, options.only)] for job in JOBS if job in options.jobs}
     if options.list:
         print("\n".join(f"{job}: {name}" for job, names in work.items() for name in names))
         return 0

@@ -14,10 +14,12 @@ import torch
 from benchmarks import gpu, gpu_cases
 from benchmarks.gpu_timing import Call, GraphClock, HostClock, Timing
 
+LARGE = {"networks", "supernets"}
+
 
 @pytest.fixture
 def bench() -> gpu_cases.Ops:
-    return gpu_cases.Ops("cpu", torch.float32, small=True)
+    return gpu.bench_of("float32", "cpu", small=True)
 
 
 def plain_compile(function, dynamic):
@@ -27,13 +29,18 @@ def plain_compile(function, dynamic):
 def test_every_contender_gives_the_values_of_its_side(bench, monkeypatch):
     monkeypatch.setattr(torch, "compile", plain_compile)
     specs = gpu.specs_of(bench, "float16")
+    # A network at several batches and widths is one network at these sizes.
+    again = {(spec.make.func, *(a for a in spec.make.args if isinstance(a, str))): spec for spec in reversed(specs)}
+    specs = [spec for spec in specs if spec.family not in LARGE or spec in again.values()]
+    assert {spec.family for spec in specs} >= LARGE
     with torch.no_grad():
         rows = [gpu.measure(bench, spec, HostClock(), "float16", compiling=True) for spec in specs]
     assert len({row["case"] for row in rows}) == len(rows)
     for row in rows:
         errors = {name: t["error"] for name, t in row["times"].items() if "error" in t}
         assert not errors, (row["case"], errors)
-        assert all({"warm_us", "eager_us"} <= t.keys() for t in row["times"].values())
+        assert all(t.keys() >= {"warm_us", "eager_us"} for name, t in row["times"].items() if name != "gathered")
+        assert "warm_us" not in row["times"].get("gathered", {})
         assert row["bytes"] > 0 and row["macs"] >= 0
         assert (row.get("share") is not None) == any(name.startswith("all: ") for name in row["times"])
     named = {name for row in rows for name in row["times"]}
@@ -42,7 +49,7 @@ def test_every_contender_gives_the_values_of_its_side(bench, monkeypatch):
 
 
 def test_a_peer_that_does_other_work_is_not_timed(bench):
-    spec = next(iter(bench.specs()))
+    spec = next(spec for spec in bench.specs() if spec.family == "rep_conv")
 
     def make():
         case = spec.make()
@@ -62,6 +69,7 @@ def test_a_peer_that_does_other_work_is_not_timed(bench):
 @pytest.mark.parametrize("job", ["bfloat16", "tf32"])
 def test_values_are_close_in_other_dtypes(job):
     half = gpu.bench_of(job, "cpu", small=True)
+    torch.manual_seed(0)
     with torch.no_grad():
         for spec in gpu.specs_of(half, job):
             assert spec.core and not gpu_cases.compare(half, spec.make()), spec.name
@@ -69,8 +77,9 @@ def test_values_are_close_in_other_dtypes(job):
 
 def test_16_bit_values_are_close():
     half = gpu.bench_of("float16", "cpu", small=True)
+    torch.manual_seed(0)
     with torch.no_grad():
-        for spec in half.specs():
+        for spec in (s for s in half.specs() if s.family not in LARGE):
             assert not gpu_cases.compare(half, spec.make()), spec.name
 
 
