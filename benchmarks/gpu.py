@@ -32,16 +32,14 @@ import torch
 
 from benchmarks.gpu_cases import Bench, Case, Ops, Spec, Waits, compare
 from benchmarks.gpu_networks import Networks
+from benchmarks.gpu_tables import OURS, RESULTS, TWIN, load, save, terminal, time_of
 from benchmarks.gpu_timing import Call, Clock, GraphClock, Timing, ceilings, machine, reason
 from effkern import ops
-from effkern.training import write_atomically
 
-RESULTS = Path(__file__).with_name("results") / "gpu.json"
 #: The processes, most important first: dtype and whether the twins are timed.
 JOBS = ("float16", "triton", "bfloat16", "tf32", "float32")
 COMPILE_S = 200.0  # of compiling and comparing, after which peers are compiled no more
 LOST = 3  # exit status of a process whose device is lost
-OURS, TWIN = "effkern", "effkern (triton)"
 Row = dict[str, Any]
 
 
@@ -203,18 +201,6 @@ def run_job(job: str, names: Sequence[str], compiling: bool, deadline: float, pa
             return  # it ended before its first case, as the next one would
 
 
-def load(path: Path) -> Row:
-    """Results so far; empty ones if there are none."""
-    return json.loads(path.read_text()) if path.exists() else {"machine": {}, "rows": []}
-
-
-def save(path: Path, results: Row) -> None:
-    """All or nothing, a row a line."""
-    head = json.dumps({key: value for key, value in results.items() if key != "rows"}, indent=1)[:-2]
-    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in results["rows"])
-    write_atomically(path, f'{head},\n "rows": [\n{rows}\n]\n}}\n'.encode())
-
-
 def add(results: Row, row: Row) -> None:
     """``row`` in the place of what was measured of its case before."""
     if "machine" in row:
@@ -235,15 +221,9 @@ def line(row: Row) -> str:
     head = f"{row['dtype']:9} {row['case']:58}"
     if "error" in row:
         return f"{head} {row['error']}"
-    found = {name: t for name, t in row["times"].items() if time_of(t) is not None}
-    text = [f"{name} {time_of(t):.1f}" for name, t in found.items()]
+    text = [f"{name} {us:.1f}" for name, t in row["times"].items() if (us := time_of(t)) is not None]
     text += [f"{name}: {t['error']}" for name, t in row["times"].items() if "error" in t]
     return f"{head} us: " + ", ".join(text)
-
-
-def time_of(times: Row) -> float | None:
-    """The time that counts: out of L2 where it was measured so, else whatever is there."""
-    return next((times[key] for key in ("cold_us", "warm_us", "eager_us") if key in times), None)
 
 
 def profile(job: str, case: str, contender: str) -> int:
@@ -314,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
     if done < total:
         print(f"{total - done} of {total} cases were not run")
+    print("\n" + terminal(results))
     return 0
 
 

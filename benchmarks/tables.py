@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def table(found: Iterable[Line]) -> str:
         )
         for line in found
     ]
-    return _markdown(HEADS, rows)
+    return markdown(HEADS, rows)
 
 
 def _value(line: Line, measure: Measure | None) -> str:
@@ -72,7 +72,8 @@ def _against(line: Line) -> str:
     return first.against if first.against == second.against else f"{first.against}; medians: {second.against}"
 
 
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table whose first ``left`` columns are text."""
     text = ["| " + " | ".join(heads) + " |", "|---" * left + "|---:" * (len(heads) - left) + "|"]
     text += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(text) + "\n"
@@ -176,7 +177,7 @@ def losses_section(res: Results) -> str:
             found.append((*cells, f"{ratios[0]:.2f}x", f"{ratios[1]:.2f}x", peers))
     if not found:
         return "No contest was lost.\n"
-    return _markdown(("family", "case", "batch", "threads", "minima", "medians", "to"), found, left=2)
+    return markdown(("family", "case", "batch", "threads", "minima", "medians", "to"), found, left=2)
 
 
 def layers_section(res: Results) -> str:
@@ -201,7 +202,7 @@ def layers_section(res: Results) -> str:
             )
         )
     heads = ("layer", "batch", "ms", "GFLOP/s", "best torch, ms", "best engine, ms", "minima", "medians")
-    return _markdown(heads, rows)
+    return markdown(heads, rows)
 
 
 def _peer(row: Row | None) -> str:
@@ -222,7 +223,7 @@ def networks_section(res: Results) -> str:
         first = contest[0]
         where = (first["case"], str(first["batch"]), str(first["threads"]))
         rows.append((*where, *(times.get(name, "–") for name in names)))  # noqa: RUF001
-    return _markdown(("network", "batch", "threads", *names), rows)
+    return markdown(("network", "batch", "threads", *names), rows)
 
 
 def missing_section(res: Results) -> str:
@@ -242,14 +243,14 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
 }
 
 
-def fill(text: str, res: Results) -> str:
-    """``text`` with every marked place filled anew.
+def fill(text: str, res: Results, sections: Mapping[str, Callable[[Results], str]] = SECTIONS) -> str:
+    """``text`` with every place marked for one of ``sections`` filled anew.
 
     Raises:
         ValueError: if there is no such place, or one is opened twice or not closed.
     """
     places = 0
-    for name, section in SECTIONS.items():
+    for name, section in sections.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         if begin not in text and end not in text:
             continue
@@ -260,7 +261,7 @@ def fill(text: str, res: Results) -> str:
         text = f"{before}{begin}\n{section(res)}{end}{after}"
         places += 1
     if not places:
-        raise ValueError(f"has no place to fill, such as {'<!-- targets -->'!r}")
+        raise ValueError(f"has no place to fill, such as {f'<!-- {next(iter(sections))} -->'!r}")
     return text
 
 
