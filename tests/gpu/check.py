@@ -21,7 +21,7 @@ from tests.gpu.device import DEVICE
 from tests.gpu.pool import Pool, Result, op_of
 
 FOLDER = Path(__file__).parent
-FILES = ("on_device.py", "on_device_order.py", "on_device_triton.py", "on_device_sizes.py")
+FILES = ("on_device.py", "on_device_order.py", "on_device_triton.py", "on_device_sizes.py", "on_device_networks.py")
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
