@@ -2,6 +2,10 @@
 #pragma once
 
 #include <cstdint>
+#ifdef EFFKERN_TUNING
+#include <cstdlib>
+#include <cstring>
+#endif
 
 #include "../common/cuda/launch.cuh"
 #include "conv_configs.cuh"
@@ -23,6 +27,19 @@ void launch_tiles(const Problem<typename C::T>& p, device::Stream stream) {
   device::launch("conv", conv_kernel<C>, grid, C::kThreads, kSharedBytes<C>, stream, p);
 }
 
+// What EFFKERN_CONV_TILE asks for, in builds for timing alone; tiles change no bit.
+#ifdef EFFKERN_TUNING
+inline Choice asked_for(Choice chosen) {
+  const char* tile = std::getenv("EFFKERN_CONV_TILE");
+  if (tile == nullptr || chosen == Choice::Unaligned) return chosen;
+  if (std::strcmp(tile, "large") == 0) return Choice::Large;
+  if (std::strcmp(tile, "narrow") == 0) return Choice::Narrow;
+  return std::strcmp(tile, "small") == 0 ? Choice::Small : chosen;
+}
+#else
+inline Choice asked_for(Choice chosen) { return chosen; }
+#endif
+
 template <Math kMath, class T>
 void run_as(Problem<T> p, device::Stream stream) {
   const int64_t pixels = static_cast<int64_t>(p.whole.count) * p.out.h * p.out.w;
@@ -33,7 +50,7 @@ void run_as(Problem<T> p, device::Stream stream) {
   if (pixels == 0 || (p.whole.c_out == 0 && p.zero_to == 0)) return;
   set_widths(p);
   using L = Large<kMath, T>;
-  switch (choose(p, L::kTileM, L::kTileN, device::processors("conv"))) {
+  switch (asked_for(choose(p, L::kTileM, L::kTileN, device::processors("conv")))) {
     case Choice::Large:
       return launch_tiles<L>(p, stream);
     case Choice::Narrow:
