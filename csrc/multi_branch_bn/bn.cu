@@ -9,7 +9,9 @@ unsigned blocks_of(const Maps<T>& maps) {
   return static_cast<unsigned>(device::column_groups<T>(maps.channels)) * static_cast<unsigned>(maps.slices.count);
 }
 
-unsigned blocks_of(int32_t channels) { return static_cast<unsigned>((channels + kFinishThreads - 1) / kFinishThreads); }
+unsigned blocks_of(int32_t channels) {
+  return static_cast<unsigned>((channels + kFinishChannels - 1) / kFinishChannels);
+}
 
 }  // namespace
 
@@ -20,7 +22,7 @@ void run(const Statistics<T>& p, device::Stream stream) {
 }
 
 void run(const Finish& p, device::Stream stream) {
-  device::launch("bn_finish", bn_finish, blocks_of(p.channels), kFinishThreads, 0, stream, p);
+  device::launch("bn_finish", bn_finish, blocks_of(p.channels), p.count * kTermThreads, kFinishShared, stream, p);
 }
 
 template <class T>
@@ -35,7 +37,8 @@ void run(const GradientSums<T>& p, device::Stream stream) {
 }
 
 void run(const GradientFinish& p, device::Stream stream) {
-  device::launch("bn_gradient_finish", bn_gradient_finish, blocks_of(p.channels), kFinishThreads, 0, stream, p);
+  device::launch("bn_gradient_finish", bn_gradient_finish, blocks_of(p.channels), (1 + p.count) * kTermThreads,
+                 kFinishShared, stream, p);
 }
 
 template <class T>

@@ -60,30 +60,31 @@ __device__ __forceinline__ void take(int vector, float (&to)[device::kPerChunk<T
 template <class T>
 struct Row {
   static constexpr int kPer = device::kPerChunk<T>;
-  Vec<T, kPer> x[kBranches];
+  device::Words x[kBranches];
   float g[kPer];
 
   __device__ __forceinline__ Row(const Gradient<T>& p, const device::ColumnPlace<T>& place, int32_t row) {
-    const auto grad = device::read_chunk<T>(p.grad.at + (row * p.grad.pitch + place.channel), place.count, p.maps.wide);
+    const auto grad = device::read_words<T>(p.grad.at + (row * p.grad.pitch + place.channel), place.count, p.maps.wide);
 #pragma unroll
     for (int i = 0; i < kBranches; ++i)
       if (i < p.maps.count)
         x[i] =
-            device::read_chunk<T>(p.maps.x[i].at + (row * p.maps.x[i].pitch + place.channel), place.count, p.maps.wide);
+            device::read_words<T>(p.maps.x[i].at + (row * p.maps.x[i].pitch + place.channel), place.count, p.maps.wide);
     float z[kPer];
     if (p.relu) {
       take<T>(kShift, z);
 #pragma unroll
       for (int i = 0; i < kBranches; ++i) {
         if (i >= p.maps.count) break;
-        float scale[kPer];
-        take<T>(kScale + i, scale);
+        float scale[kPer], v[kPer];
+        take<T>(kScale + i, scale), device::widen<T>(x[i], v);
 #pragma unroll
-        for (int e = 0; e < kPer; ++e) z[e] = device::fma(scale[e], device::to_float(x[i].v[e]), z[e]);
+        for (int e = 0; e < kPer; ++e) z[e] = device::fma(scale[e], v[e], z[e]);
       }
     }
+    device::widen<T>(grad, g);
 #pragma unroll
-    for (int e = 0; e < kPer; ++e) g[e] = p.relu && z[e] <= 0.0f ? 0.0f : device::to_float(grad.v[e]);  // NaN passes
+    for (int e = 0; e < kPer; ++e) g[e] = p.relu && z[e] <= 0.0f ? 0.0f : g[e];  // NaN passes
   }
 };
 
@@ -104,11 +105,10 @@ __global__ void __launch_bounds__(device::kColumnThreads, 3)
 #pragma unroll
       for (int i = 0; i < kBranches; ++i) {
         if (i >= of.maps.count) break;
-        float mean[kPer];
-        take<T>(kMean + i, mean);
+        float mean[kPer], x[kPer];
+        take<T>(kMean + i, mean), device::widen<T>(r.x[i], x);
 #pragma unroll
-        for (int e = 0; e < kPer; ++e)
-          sums[1 + i][e] = device::fma(r.g[e], device::to_float(r.x[i].v[e]) - mean[e], sums[1 + i][e]);
+        for (int e = 0; e < kPer; ++e) sums[1 + i][e] = device::fma(r.g[e], x[e] - mean[e], sums[1 + i][e]);
       }
     }
   }
@@ -123,30 +123,33 @@ __global__ void __launch_bounds__(device::kColumnThreads, 3)
   }
 }
 
-__global__ void __launch_bounds__(kFinishThreads, 8) bn_gradient_finish(const __grid_constant__ GradientFinish p) {
-  const int32_t channel = static_cast<int32_t>(device::block()) * kFinishThreads + device::thread();
-  if (channel >= p.channels) return;
-  const double share = 1.0 / p.slices.rows;
-  double dbias = 0.0;
-  for (int32_t i = 0; i <= p.count; ++i) {
-    double sum = 0.0;
-    for (int32_t s = 0; s < p.slices.count; ++s)
-      sum += static_cast<double>(
-          device::load<float>(p.parts + ((static_cast<int64_t>(s) * (1 + p.count) + i) * p.channels + channel)));
-    if (i == 0) {
-      dbias = sum;
-      device::store(p.dbias + channel, static_cast<float>(sum));
-      continue;
-    }
-    const int64_t at = static_cast<int64_t>(i - 1) * p.channels + channel;
-    const double mean = device::load<double>(p.mean + at), invstd = device::load<double>(p.invstd + at);
-    const double rounding = mean - static_cast<double>(static_cast<float>(mean));  // x was taken from the rounded mean
-    const double dweight = invstd * (sum - rounding * dbias);
-    const double scale = static_cast<double>(device::load<float>(p.weight.of[i - 1] + channel)) * invstd * share;
-    device::store(p.dweight + at, static_cast<float>(dweight));
-    device::store(p.slope + at, static_cast<float>(-scale * invstd * dweight));
-    device::store(p.offset + at, static_cast<float>(-scale * (dbias - rounding * invstd * dweight)));
+__global__ void __launch_bounds__((1 + kBranches) * kTermThreads)
+    bn_gradient_finish(const __grid_constant__ GradientFinish p) {
+  const FinishPlace place(p.channels);
+  const int32_t terms = 1 + p.count, end = place.there ? p.slices.count : 0;
+  double mine = 0.0;
+#pragma unroll 8
+  for (int32_t s = place.lane; s < end; s += kFinishLanes)
+    mine += static_cast<double>(
+        device::load<float>(p.parts + ((static_cast<int64_t>(s) * terms + place.term) * p.channels + place.channel)));
+  const double sum = sum_lanes(mine, first_sums());
+  if (place.decides() && place.term == 0) device::store(of_terms() + place.column, sum);
+  device::sync();  // dbias is there
+  if (!place.decides()) return;
+  const double dbias = device::load<double>(of_terms() + place.column);
+  if (place.term == 0) {
+    device::store(p.dbias + place.channel, static_cast<float>(dbias));
+    return;
   }
+  const int32_t i = place.term - 1;
+  const int64_t at = static_cast<int64_t>(i) * p.channels + place.channel;
+  const double mean = device::load<double>(p.mean + at), invstd = device::load<double>(p.invstd + at);
+  const double rounding = mean - static_cast<double>(static_cast<float>(mean));  // x was taken from the rounded mean
+  const double dweight = invstd * (sum - rounding * dbias), share = 1.0 / p.slices.rows;
+  const double scale = static_cast<double>(device::load<float>(p.weight.of[i] + place.channel)) * invstd * share;
+  device::store(p.dweight + at, static_cast<float>(dweight));
+  device::store(p.slope + at, static_cast<float>(-scale * invstd * dweight));
+  device::store(p.offset + at, static_cast<float>(-scale * (dbias - rounding * invstd * dweight)));
 }
 
 template <class T>
@@ -175,14 +178,16 @@ __global__ void __launch_bounds__(device::kColumnThreads, 4)
       if (!p.dx[i].at) continue;
       float scale[kPer], mean[kPer], slope[kPer], offset[kPer];
       take<T>(kScale + i, scale), take<T>(kMean + i, mean), take<T>(kSlope + i, slope), take<T>(kOffset + i, offset);
-      Vec<T, kPer> dx;
+      float dx[kPer];
+      device::widen<T>(r.x[i], dx);
 #pragma unroll
       for (int e = 0; e < kPer; ++e) {
-        const float away = device::to_float(r.x[i].v[e]) - mean[e];
+        const float away = dx[e] - mean[e];
         const float rest = p.training ? device::fma(slope[e], away, offset[e]) : 0.0f;  // away may be infinite
-        dx.v[e] = device::from_float<T>(device::fma(scale[e], r.g[e], rest));
+        dx[e] = device::fma(scale[e], r.g[e], rest);
       }
-      device::write_chunk<T>(p.dx[i].at + (row * p.dx[i].pitch + place.channel), dx, place.count, of.maps.wide);
+      device::write_words<T>(p.dx[i].at + (row * p.dx[i].pitch + place.channel), device::narrow<T>(dx), place.count,
+                             of.maps.wide);
     }
   }
 }

@@ -1,12 +1,15 @@
 // Batch norms of up to four branches, their sum and the relu, in two passes over the maps. The first takes means and
-// squared deviations by Welford's update, a block 128 bytes of channels of one slice of one branch; lanes and then
-// slices are combined in order (Chan, Golub, LeVeque 1979), the slices in fp64. The second is y = relu(sum of scale * x
+// squared deviations by Welford's update, a block 128 bytes of channels of one slice of one branch; lanes are
+// combined in order (Chan, Golub, LeVeque 1979), slices in fp64 around the mean of all. The second is y = relu(sum of
+// scale * x
 // + shift).
 //
-// Traffic: every branch once in each pass, y once.
+// Traffic: every branch once in each pass, y once; of the slices' statistics the means twice.
 #pragma once
 
 #include "../common/cuda/columns.cuh"
+#include "../common/cuda/words.cuh"
+#include "bn_finish.cuh"
 #include "bn_gpu.h"
 
 namespace effkern::multi_branch_bn::gpu {
@@ -14,13 +17,14 @@ namespace effkern::multi_branch_bn::gpu {
 using device::Shared;
 using device::Vec;
 
-constexpr int kStatisticsShared = 2 * device::kColumnShared, kFinishThreads = 128;
+constexpr int kStatisticsShared = 2 * device::kColumnShared;
+constexpr int kRowsAtOnce = 3;  // that a thread of the first pass asks for before it waits
 
 // Adds n values of a mean and squared deviations to what was counted before; n may be 0.
-template <class F>
-__device__ __forceinline__ void combine(F& count, F& mean, F& squares, F n, F other_mean, F other_squares) {
-  if (n == F{0}) return;
-  const F all = count + n, delta = other_mean - mean;
+__device__ __forceinline__ void combine(float& count, float& mean, float& squares, float n, float other_mean,
+                                        float other_squares) {
+  if (n == 0.0f) return;
+  const float all = count + n, delta = other_mean - mean;
   mean = mean + delta * (n / all);
   squares = squares + other_squares + delta * delta * (count * n / all);
   count = all;
@@ -36,15 +40,25 @@ __global__ void __launch_bounds__(device::kColumnThreads, 8) bn_statistics(const
   float mean[kPer] = {}, squares[kPer] = {};
   if (place.count > 0) {
     float count = 0.0f;
-    for (int32_t row = place.row; row < place.end; row += device::kColumnLanes) {
-      const auto chunk = device::read_chunk<T>(x.at + (row * x.pitch + place.channel), place.count, p.maps.wide);
-      count += 1.0f;
-      const float share = 1.0f / count;
+    for (int32_t row = place.row; row < place.end; row += kRowsAtOnce * device::kColumnLanes) {
+      device::Words words[kRowsAtOnce];
 #pragma unroll
-      for (int e = 0; e < kPer; ++e) {
-        const float v = device::to_float(chunk.v[e]), delta = v - mean[e];
-        mean[e] = device::fma(delta, share, mean[e]);
-        squares[e] = device::fma(delta, v - mean[e], squares[e]);
+      for (int a = 0; a < kRowsAtOnce; ++a)
+        if (const int32_t at = row + a * device::kColumnLanes; at < place.end)
+          words[a] = device::read_words<T>(x.at + (at * x.pitch + place.channel), place.count, p.maps.wide);
+#pragma unroll
+      for (int a = 0; a < kRowsAtOnce; ++a) {
+        if (row + a * device::kColumnLanes >= place.end) break;
+        float v[kPer];
+        device::widen<T>(words[a], v);
+        count += 1.0f;
+        const float share = 1.0f / count;
+#pragma unroll
+        for (int e = 0; e < kPer; ++e) {
+          const float delta = v[e] - mean[e];
+          mean[e] = device::fma(delta, share, mean[e]);
+          squares[e] = device::fma(delta, v[e] - mean[e], squares[e]);
+        }
       }
     }
   }
@@ -78,45 +92,81 @@ __device__ __forceinline__ Affine affine(float weight, float bias, double mean, 
   return {static_cast<float>(scale), device::fma(-mean, scale, static_cast<double>(bias))};
 }
 
-__global__ void __launch_bounds__(kFinishThreads, 8) bn_finish(const __grid_constant__ Finish p) {
-  const int32_t channel = static_cast<int32_t>(device::block()) * kFinishThreads + device::thread();
-  if (channel >= p.channels) return;
-  double shift = 0.0;
-  for (int32_t i = 0; i < p.count; ++i) {
-    const int64_t at = static_cast<int64_t>(i) * p.channels + channel;
-    double mean = 0.0, variance = 0.0;
-    if (p.parts) {
-      double count = 0.0, squares = 0.0;
-      for (int32_t s = 0; s < p.slices.count; ++s) {
-        const int32_t left = p.slices.rows - s * p.slices.slice;
-        const Global<const float> from =
-            p.parts + ((static_cast<int64_t>(i) * p.slices.count + s) * 2 * p.channels + channel);
-        combine(count, mean, squares, static_cast<double>(left < p.slices.slice ? left : p.slices.slice),
-                static_cast<double>(device::load<float>(from)),
-                static_cast<double>(device::load<float>(from + p.channels)));
-      }
-      if (count > 0.0) variance = squares / count;
-      if (p.new_mean) {
-        // An empty batch changes nothing; one value has no unbiased variance, and was refused.
-        const double step = count > 0.0 ? p.momentum : 0.0, unbiased = count > 1.0 ? count / (count - 1.0) : 1.0;
-        const double old_mean = static_cast<double>(device::load<float>(p.running_mean.of[i] + channel)),
-                     old_variance = static_cast<double>(device::load<float>(p.running_var.of[i] + channel));
-        device::store(p.new_mean + at, static_cast<float>((1.0 - step) * old_mean + step * mean));
-        device::store(p.new_var + at, static_cast<float>((1.0 - step) * old_variance + step * (variance * unbiased)));
-      }
-    } else {
-      mean = static_cast<double>(device::load<float>(p.running_mean.of[i] + channel));
-      variance = static_cast<double>(device::load<float>(p.running_var.of[i] + channel));
+__global__ void __launch_bounds__(kBranches* kTermThreads) bn_finish(const __grid_constant__ Finish p) {
+  const FinishPlace place(p.channels);
+  const int32_t i = place.term;
+  const int64_t at = static_cast<int64_t>(i) * p.channels + place.channel;
+  double mean = 0.0, variance = 0.0;
+  if (p.parts) {
+    const Global<const float> parts =
+        p.parts + (static_cast<int64_t>(i) * p.slices.count * 2 * p.channels + place.channel);
+    const auto rows_of = [&](int32_t s) {
+      const int32_t left = p.slices.rows - s * p.slices.slice;
+      return static_cast<double>(left < p.slices.slice ? left : p.slices.slice);
+    };
+    const int32_t end = place.there ? p.slices.count : 0;
+    double sum = 0.0, squares = 0.0;
+#pragma unroll 4
+    for (int32_t s = place.lane; s < end; s += kFinishLanes) {
+      const Global<const float> from = parts + static_cast<int64_t>(s) * 2 * p.channels;
+      sum = device::fma(rows_of(s), static_cast<double>(device::load<float>(from)), sum);
+      squares += static_cast<double>(device::load<float>(from + p.channels));
     }
+    const double count = p.slices.rows;
+    sum = sum_lanes(sum, first_sums());
+    if (count > 0.0) mean = sum / count;
+#pragma unroll 4
+    for (int32_t s = place.lane; s < end; s += kFinishLanes) {
+      const double away =
+          static_cast<double>(device::load<float>(parts + static_cast<int64_t>(s) * 2 * p.channels)) - mean;
+      squares = device::fma(rows_of(s) * away, away, squares);
+    }
+    squares = sum_lanes(squares, second_sums());
+    if (count > 0.0) variance = squares / count;
+    if (p.new_mean && place.decides()) {
+      // An empty batch changes nothing; one value has no unbiased variance, and was refused.
+      const double step = count > 0.0 ? p.momentum : 0.0, unbiased = count > 1.0 ? count / (count - 1.0) : 1.0;
+      const double old_mean = static_cast<double>(device::load<float>(p.running_mean.of[i] + place.channel)),
+                   old_variance = static_cast<double>(device::load<float>(p.running_var.of[i] + place.channel));
+      device::store(p.new_mean + at, static_cast<float>((1.0 - step) * old_mean + step * mean));
+      device::store(p.new_var + at, static_cast<float>((1.0 - step) * old_variance + step * (variance * unbiased)));
+    }
+  } else if (place.decides()) {
+    mean = static_cast<double>(device::load<float>(p.running_mean.of[i] + place.channel));
+    variance = static_cast<double>(device::load<float>(p.running_var.of[i] + place.channel));
+  }
+  if (place.decides()) {
     const double invstd = 1.0 / device::sqrt(variance + p.eps);
     device::store(p.mean + at, mean);
     device::store(p.invstd + at, invstd);
-    const Affine a = affine(device::load<float>(p.weight.of[i] + channel), device::load<float>(p.bias.of[i] + channel),
-                            mean, invstd);
+    const Affine a = affine(device::load<float>(p.weight.of[i] + place.channel),
+                            device::load<float>(p.bias.of[i] + place.channel), mean, invstd);
     device::store(p.scale + at, a.scale);
-    shift += a.shift;
+    device::store(of_terms() + (i * kFinishChannels + place.column), a.shift);
   }
-  device::store(p.shift + channel, static_cast<float>(shift));
+  device::sync();  // the branches' shifts are there
+  if (i != 0 || !place.decides()) return;
+  double shift = 0.0;
+  for (int32_t b = 0; b < p.count; ++b)
+    shift += device::load<double>(of_terms() + (b * kFinishChannels + place.column));
+  device::store(p.shift + place.channel, static_cast<float>(shift));
+}
+
+// The first `count` of a thread's floats of a vector. `wide`: four may be read at once.
+template <int kPer>
+__device__ __forceinline__ void read_floats(Global<const float> from, int32_t count, bool wide, float (&to)[kPer]) {
+#pragma unroll
+  for (int e = 0; e < kPer; e += 4) {
+    if (wide && count >= kPer) {
+      const auto four = device::load<Vec<float, 4>>(from + e);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) to[e + k] = four.v[k];
+    } else {
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        if (e + k < count) to[e + k] = device::load<float>(from + (e + k));
+    }
+  }
 }
 
 template <class T>
@@ -124,32 +174,35 @@ __global__ void __launch_bounds__(device::kColumnThreads, 4) bn_apply(const __gr
   constexpr int kPer = device::kPerChunk<T>;
   const device::ColumnPlace<T> place(p.maps.slices, p.maps.channels, static_cast<int32_t>(device::block()));
   float scale[kBranches][kPer] = {}, shift[kPer] = {};
+  if (place.count == 0) return;
+  const bool wide = p.maps.channels % 4 == 0;  // the vectors' rows begin at 16 bytes
+  read_floats<kPer>(p.shift + place.channel, place.count, wide, shift);
 #pragma unroll
-  for (int e = 0; e < kPer; ++e) {
-    if (e >= place.count) continue;
-    shift[e] = device::load<float>(p.shift + (place.channel + e));
+  for (int i = 0; i < kBranches; ++i)
+    if (i < p.maps.count)
+      read_floats<kPer>(p.scale + (static_cast<int64_t>(i) * p.maps.channels + place.channel), place.count, wide,
+                        scale[i]);
+  for (int32_t row = place.row; row < place.end; row += device::kColumnLanes) {
+    device::Words words[kBranches];
 #pragma unroll
     for (int i = 0; i < kBranches; ++i)
       if (i < p.maps.count)
-        scale[i][e] = device::load<float>(p.scale + (static_cast<int64_t>(i) * p.maps.channels + place.channel + e));
-  }
-  if (place.count == 0) return;
-  for (int32_t row = place.row; row < place.end; row += device::kColumnLanes) {
+        words[i] =
+            device::read_words<T>(p.maps.x[i].at + (row * p.maps.x[i].pitch + place.channel), place.count, p.maps.wide);
     float z[kPer];
 #pragma unroll
     for (int e = 0; e < kPer; ++e) z[e] = shift[e];
 #pragma unroll
     for (int i = 0; i < kBranches; ++i) {
       if (i >= p.maps.count) break;
-      const auto x =
-          device::read_chunk<T>(p.maps.x[i].at + (row * p.maps.x[i].pitch + place.channel), place.count, p.maps.wide);
+      float x[kPer];
+      device::widen<T>(words[i], x);
 #pragma unroll
-      for (int e = 0; e < kPer; ++e) z[e] = device::fma(scale[i][e], device::to_float(x.v[e]), z[e]);
+      for (int e = 0; e < kPer; ++e) z[e] = device::fma(scale[i][e], x[e], z[e]);
     }
-    Vec<T, kPer> y;
 #pragma unroll
-    for (int e = 0; e < kPer; ++e) y.v[e] = device::from_float<T>(p.relu && z[e] < 0.0f ? 0.0f : z[e]);
-    device::write_chunk<T>(p.y.at + (row * p.y.pitch + place.channel), y, place.count, p.maps.wide);
+    for (int e = 0; e < kPer; ++e) z[e] = p.relu && z[e] < 0.0f ? 0.0f : z[e];
+    device::write_words<T>(p.y.at + (row * p.y.pitch + place.channel), device::narrow<T>(z), place.count, p.maps.wide);
   }
 }
 

@@ -23,7 +23,7 @@ Traffic statistics_work(const Statistics<T>& p) {
 
 inline Traffic finish_work(const Finish& p) {
   const int64_t table = int64_t{p.count} * p.channels;  // elements
-  const int64_t sums = p.parts ? 2 * table * p.slices.count : 0, running = !p.parts || p.new_mean ? 2 * table : 0;
+  const int64_t sums = p.parts ? 3 * table * p.slices.count : 0, running = !p.parts || p.new_mean ? 2 * table : 0;
   const int64_t doubles = 2 * table, floats = table + p.channels + (p.new_mean ? 2 * table : 0);
   return {(sums + running + 2 * table) * 4, doubles * 8 + floats * 4};
 }

@@ -31,6 +31,7 @@ BOOK_GRAD = "pq/book_grad.cuh"
 BACKWARD = "conv_backward/backward_gpu.h"
 COLUMNS, PIECES = "common/cuda/columns.cuh", "common/cuda/pieces.cuh"
 BN_FORWARD, BN_BACKWARD = "multi_branch_bn/bn_forward.cuh", "multi_branch_bn/bn_backward.cuh"
+BN_FINISH = "multi_branch_bn/bn_finish.cuh"
 
 MUTANTS = (
     # Barriers and waits
@@ -879,7 +880,7 @@ MUTANTS = (
     Mutant(
         "bn: deviations from the old mean twice",
         BN_FORWARD,
-        "device::fma(delta, v - mean[e], squares[e])",
+        "device::fma(delta, v[e] - mean[e], squares[e])",
         "device::fma(delta, delta, squares[e])",
     ),
     Mutant(
@@ -907,15 +908,15 @@ MUTANTS = (
     Mutant(
         "bn: shift of the last branch alone",
         BN_FORWARD,
-        "    shift += a.shift;\n  }\n  device::store(p.shift",
-        "    shift = a.shift;\n  }\n  device::store(p.shift",
+        "shift += device::load<double>(of_terms()",
+        "shift = device::load<double>(of_terms()",
     ),
     Mutant("bn: relu left out", BN_FORWARD, "p.relu && z[e] < 0.0f ? 0.0f : z[e]", "z[e]"),
     Mutant(
         "bn: second branch's factor for all",
         BN_FORWARD,
-        "device::fma(scale[i][e], device::to_float(x",
-        "device::fma(scale[i > 1 ? 1 : i][e], device::to_float(x",
+        "device::fma(scale[i][e], x",
+        "device::fma(scale[i > 1 ? 1 : i][e], x",
     ),
     Mutant(
         "bn: no barrier before the vectors are read by the sums",
@@ -929,15 +930,15 @@ MUTANTS = (
         "  device::sync();  // the vectors are there\n  if (place.count == 0) return;",
         "  if (place.count == 0) return;",
     ),
-    Mutant("bn: gradient not masked", BN_BACKWARD, "p.relu && z[e] <= 0.0f ? 0.0f : device", "false ? 0.0f : device"),
+    Mutant("bn: gradient not masked", BN_BACKWARD, "p.relu && z[e] <= 0.0f ? 0.0f : g", "false ? 0.0f : g"),
     Mutant(
         "bn: mask without the shift", BN_BACKWARD, "take<T>(kShift, z);", "for (int e = 0; e < kPer; ++e) z[e] = 0.0f;"
     ),
     Mutant(
         "bn: sums not centred",
         BN_BACKWARD,
-        "device::to_float(r.x[i].v[e]) - mean[e], sums",
-        "device::to_float(r.x[i].v[e]), sums",
+        "x[e] - mean[e], sums",
+        "x[e], sums",
     ),
     Mutant(
         "bn: last branch's sums not stored",
@@ -946,8 +947,37 @@ MUTANTS = (
         "if (i >= of.maps.count) break;",
     ),
     Mutant(
-        "bn: a slice of the sums forgotten", BN_BACKWARD, "s < p.slices.count; ++s)", "s < p.slices.count - 1; ++s)"
+        "bn: a slice of the sums forgotten",
+        BN_BACKWARD,
+        "place.there ? p.slices.count",
+        "place.there ? p.slices.count - 1",
     ),
+    Mutant(
+        "bn: a row asked for and forgotten",
+        BN_FORWARD,
+        "row += kRowsAtOnce * device",
+        "row += (1 + kRowsAtOnce) * device",
+    ),
+    Mutant(
+        "bn: slices around no mean",
+        BN_FORWARD,
+        "parts + static_cast<int64_t>(s) * 2 * p.channels)) - mean;",
+        "parts + static_cast<int64_t>(s) * 2 * p.channels));",
+    ),
+    Mutant(
+        "bn: no barrier before the slices' sums are read",
+        BN_FINISH,
+        "  device::sync();  // the lanes'",
+        "  // the lanes'",
+    ),
+    Mutant("bn: the last lane of slices forgotten", BN_FINISH, "i < kFinishLanes; ++i", "i < kFinishLanes - 1; ++i"),
+    Mutant(
+        "bn: no barrier before the shifts are read",
+        BN_FORWARD,
+        "  device::sync();  // the branches'",
+        "  // the branches'",
+    ),
+    Mutant("bn: no barrier before dbias is read", BN_BACKWARD, "  device::sync();  // dbias", "  // dbias"),
     Mutant("bn: dx without the share of dbias", BN_BACKWARD, "-scale * (dbias - rounding", "-scale * (-rounding"),
     Mutant("bn: dx without the share of dweight", BN_BACKWARD, "static_cast<float>(-scale * invstd * dweight)", "0.0f"),
     Mutant("bn: dx in eval as in training", BN_BACKWARD, "p.training ? device::fma", "true ? device::fma"),

@@ -34,7 +34,7 @@ TESTS = {
     **dict.fromkeys((mutants.WGRAD, mutants.WGRAD_LOADER, mutants.WGRAD_MATH), "test_wgrad_smoke"),
     mutants.DEPTHWISE_WGRAD: "test_wgrad_smoke",
     **dict.fromkeys((mutants.ACT_GRAD, mutants.BACKWARD, mutants.FOLD, mutants.TRANSPOSE), "test_backward"),
-    **dict.fromkeys((mutants.BN_FORWARD, mutants.BN_BACKWARD), "test_bn"),
+    **dict.fromkeys((mutants.BN_FORWARD, mutants.BN_BACKWARD, mutants.BN_FINISH), "test_bn"),
     mutants.COMPACT: "test_compact",
     mutants.DECODE: "test_decode",
     mutants.DEPTHWISE: "test_depthwise",

@@ -245,6 +245,27 @@ __device__ __forceinline__ T from_float(float value) {
     narrow = value;
   return narrow;
 }
+// The two numbers of a word, the lower first, without taking it apart into registers of 16 bits.
+template <class T>
+__device__ __forceinline__ Vec<float, 2> unpack(uint32_t word) {
+  Vec<float, 2> wide;
+  if constexpr (std::is_same_v<T, F16>)
+    asm("{\n .reg .b16 low, high;\n mov.b32 {low, high}, %2;\n cvt.f32.f16 %0, low;\n cvt.f32.f16 %1, high;\n}"
+        : "=f"(wide.v[0]), "=f"(wide.v[1])
+        : "r"(word));
+  else
+    wide = {{__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u)}};
+  return wide;
+}
+template <class T>
+__device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t word;
+  if constexpr (std::is_same_v<T, F16>)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
 __device__ __forceinline__ float fma(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ __forceinline__ double fma(double a, double b, double c) { return ::fma(a, b, c); }
 __device__ __forceinline__ double sqrt(double x) { return ::sqrt(x); }

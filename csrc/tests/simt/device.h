@@ -297,6 +297,14 @@ T from_float(float value) {
   else
     return value;
 }
+template <class T>
+Vec<float, 2> unpack(uint32_t word) {
+  return {{to_float(T{static_cast<uint16_t>(word)}), to_float(T{static_cast<uint16_t>(word >> 16)})}};
+}
+template <class T>
+uint32_t pack(float low, float high) {
+  return from_float<T>(low).bits | uint32_t{from_float<T>(high).bits} << 16;
+}
 inline float fma(float a, float b, float c) { return std::fma(a, b, c); }
 inline double fma(double a, double b, double c) { return std::fma(a, b, c); }
 inline double sqrt(double x) { return std::sqrt(x); }

@@ -145,7 +145,7 @@ class Layer {
   }
 
   void forward(uint32_t seed) {
-    const int finish = (c_.channels + kFinishThreads - 1) / kFinishThreads, all = c_.branches * c_.channels;
+    const int finish = (c_.channels + kFinishChannels - 1) / kFinishChannels, all = c_.branches * c_.channels;
     Array<float> parts("parts", int64_t{2} * all * slices_.count), scale("scale", all), shift("shift", c_.channels),
         new_mean("new_mean", all), new_var("new_var", all);
     Array<double> mean("mean", all), invstd_of("invstd", all);
@@ -166,7 +166,7 @@ class Layer {
     f.mean = mean.global(), f.invstd = invstd_of.global(), f.scale = scale.global(), f.shift = shift.global();
     const bool updated = c_.tracked && c_.training;
     if (updated) f.new_mean = new_mean.global(), f.new_var = new_var.global();
-    run(seed, finish, kFinishThreads, 0, finish_work(f), [&] { bn_finish(f); });
+    run(seed, finish, c_.branches * kTermThreads, kFinishShared, finish_work(f), [&] { bn_finish(f); });
     publish(scale, all), publish(shift, c_.channels), publish(mean, all), publish(invstd_of, all);
     for (int b = 0; b < c_.branches; ++b)
       for (int k = 0; k < c_.channels; ++k) {
@@ -214,8 +214,8 @@ class Layer {
     const GradientFinish f{parts.global(), slices_,        c_.branches,        c_.channels,
                            give(0),        mean.global(),  invstd_of.global(), dweight.global(),
                            dbias.global(), slope.global(), offset.global()};
-    run(seed, (c_.channels + kFinishThreads - 1) / kFinishThreads, kFinishThreads, 0, gradient_finish_work(f),
-        [&] { bn_gradient_finish(f); });
+    run(seed, (c_.channels + kFinishChannels - 1) / kFinishChannels, (1 + c_.branches) * kTermThreads, kFinishShared,
+        gradient_finish_work(f), [&] { bn_gradient_finish(f); });
     publish(dweight, all), publish(dbias, c_.channels), publish(slope, all), publish(offset, all);
     GradientApply<T> a{};
     a.of = of, a.slope = slope.global(), a.offset = offset.global(), a.training = c_.training;
@@ -272,6 +272,8 @@ void layer(const Bn& c, int seeds = kSchedules) {
 
 TEST(bn_gpu_training) {
   layer<F16>({.branches = 3, .rows = 53, .channels = 70});
+  layer<F16>({.branches = 2, .rows = 150, .channels = 12, .slice = 128}, 2);  // several rows at once, and what is left
+  layer<float>({.branches = 2, .rows = 300, .channels = 9}, 2);               // more slices than lanes that add them up
   layer<BF16>({.branches = 4, .channels = 9, .relu = false}, 3);
   layer<float>({.branches = 1, .rows = 20, .channels = 130, .tracked = false}, 3);
   layer<float>({.branches = 2, .rows = 3, .channels = 5, .chunks = false});
