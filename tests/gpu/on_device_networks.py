@@ -23,7 +23,7 @@ from tests.gpu.device import DEVICE, needs_device, there
 pytestmark = needs_device
 N = 8
 #: Largest difference of scores relative to their size. In fp32 both round; a network in 16 bits rounds every map.
-LIMIT = {torch.float32: 1e-4, torch.float16: 8e-2, torch.bfloat16: 5e-1}
+LIMIT = {torch.float32: 1e-3, torch.float16: 8e-2, torch.bfloat16: 5e-1}
 Made = tuple[nn.Module, tuple]
 
 
@@ -185,7 +185,7 @@ def test_a_step_of_training(key):
     scale = torch.stack([g.double().norm() for g in grads.values()]).norm()
     for name, g in grads.items():  # an activation whose sum is near 0 may take the other side: not every element agrees
         wrong = (theirs[name].cpu().double() - g.double()).norm()
-        assert float(wrong) <= 1e-2 * float(g.double().norm()) + 1e-4 * float(scale), name
+        assert float(wrong) <= 5e-2 * float(g.double().norm()) + 1e-3 * float(scale), name
     torch.optim.SGD(twin.parameters(), 0.1).step()
     with torch.no_grad():
         after = F.cross_entropy(twin(*there(inputs)), there(labels))

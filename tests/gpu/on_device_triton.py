@@ -14,9 +14,11 @@ from torch import Tensor
 
 from effkern.ops import _backend, backend
 from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, map_tensors, to_double
-from tests.gpu.device import DEVICE, needs_device, there
-from tests.gpu.on_device import DTYPES, back, settled
-from tests.gpu.proof_host import as_rounded, results
+from tests.gpu.device import DEVICE, needs_cuda, needs_device, there
+from tests.gpu.layers import BATCHES, LAYERS
+from tests.gpu.on_device import DTYPES, allowed, back, settled
+from tests.gpu.on_device_sizes import check_layer
+from tests.gpu.proof_host import results
 from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
 from tests.ops.test_every_op import gradients
 
@@ -48,7 +50,7 @@ def test_values_of_twins(key, dtype):
     if outputs is None:
         return  # refused, with the right message
     with backend("cuda"):
-        check_values(as_rounded(sample, dtype), sample.args, back(outputs), key)
+        check_values(allowed(sample, dtype), sample.args, back(outputs), key)
     for y, fake in zip(results(sample.op, there(sample.args)), as_tuple(sample.op.fake(*sample.args)), strict=True):
         assert (y.stride(), y.dtype) == (fake.stride(), fake.dtype)
     again = call(sample, sample.args)
@@ -70,3 +72,10 @@ def test_gradients_of_twins(key):
     sizes = gradients(sample.magnitude, sample, positive, (incoming[0].abs(),))
     for g, g64, size in zip(got, want, sizes, strict=True):
         assert_within(g.cpu(), g64, 4 * DIRECT_LIMIT * UNIT[torch.float32] * size, key)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("key", [key for key in LAYERS if key.split("/")[0] in {k.split("/")[0] for k in KEYS}])
+def test_layers_of_twins(key, dtype):
+    check_layer(key, BATCHES[1], dtype)

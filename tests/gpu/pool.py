@@ -18,7 +18,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 #: Seconds for a process to import and collect.
-START = 180.0
+START = 300.0
 #: So many deaths of one test function with one op are enough: the rest of them is not run.
 DEATHS = 3
 

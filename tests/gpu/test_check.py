@@ -48,7 +48,7 @@ def check(path: Path, source: str, *options: str) -> tuple[int, list[str], str]:
 
 
 def test_a_process_that_dies_is_one_failed_test(tmp_path):
-    status, said, report = check(tmp_path, DEADLY)
+    status, said, report = check(tmp_path, DEADLY, "--test-limit", "600")
     assert status == 1
     assert {"conv: 1 failed, 1 passed", "skip: 1 passed", "test_after: 1 passed"} <= set(said)
     assert "FAILED test_fake.py::test_values[conv/wrong]: AssertionError: the values differ" in said
@@ -137,3 +137,15 @@ def test_the_summary_counts_by_op():
         "1 died, 1 not run, 1 passed",
     ]  # fmt: skip
     assert summary([])[-1] == "no test has such a name"
+
+
+def test_the_tests_themselves_run_on_the_cpu():
+    """A few of each file: what is wrong in them is better found here than on a GPU."""
+    some = ("pq_decode/decode-", "pq_decode/4096 columns-1-", "test_decoding_over", "[pq-torch.float32-nchw]")
+    command = ("-m", "tests.gpu.check", "--jobs", "1", "--test-limit", "600", "--only", *some, "--skip", "twins")
+    run = python(*command, path=CHECKOUT, cwd=CHECKOUT, EFFKERN_CHECK_DEVICE="cpu", OMP_NUM_THREADS="1")
+    lines = run.stdout.splitlines()
+    assert run.returncode == 0 and not run.stderr, run.stdout + run.stderr
+    assert "test_networks: 1 passed" in lines and "test_decoding_over_2_31: 1 passed" in lines
+    run = python("-m", "tests.gpu.sanitize", "pq_decode", path=CHECKOUT, cwd=CHECKOUT, EFFKERN_CHECK_DEVICE="cpu")
+    assert run.returncode == 0 and "4 calls" in run.stdout, run.stderr

@@ -67,7 +67,7 @@ class Worker:
             self.reports = []
             items[name].config.hook.pytest_runtest_protocol(item=items[name], nextitem=None)
             outcome, text = self.outcome()
-            goes_on = usable() and not (outcome == "failed" and "CUDA" in text)
+            goes_on = usable() and not any(line.startswith("E ") and "CUDA error" in line for line in text.splitlines())
             self.connection.send((outcome, text, time.perf_counter() - started, goes_on))
             if not goes_on:
                 os._exit(1)  # no destructors: they would call CUDA
