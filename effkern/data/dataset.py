@@ -54,7 +54,7 @@ class Dataset:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[n, c, h, w]`` to float32 with mean 0 and deviation 1 over the training set."""
         if isinstance(self.mean, tuple) or isinstance(self.std, tuple):
-            mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.mean, self.std))
+            mean, std = (torch.tensor(value, device=images.device).reshape(-1, 1, 1) for value in (self.mean, self.std))
             return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
         return images.to(torch.float32).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
 

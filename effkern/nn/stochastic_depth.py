@@ -58,7 +58,7 @@ def draw_keep(
     common = torch.rand(len(survival), generator=generator)
     if mode == "batch":
         return (common < survival).expand(batch, -1)
-    rows = torch.rand(batch, len(survival), generator=generator) if rows is None else rows
+    rows = torch.rand(batch, len(survival), generator=generator) if rows is None else rows.cpu()
     if mode == "row":
         return rows < survival
     # In double precision, where batch * p for p = 0.9 is not a hair below a whole number it should be.

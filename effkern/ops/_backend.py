@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from effkern.ops import _registry
 from effkern.ops._registry import NAMESPACE, OPS, Op
@@ -109,12 +110,22 @@ def _route(op: Op, key: str) -> None:
             if not cached:
                 cached.append(twin(op))
             if cached[0] is not None:
-                return cached[0](*args)
+                with torch.accelerator.device_index(_index(args)):
+                    return cached[0](*args)
         return native.call_boxed(keys, *args)
 
     with warnings.catch_warnings():  # to override is meant
         warnings.simplefilter("ignore")
         _registry._LIBRARY.impl(op.name, switch, key, with_keyset=True, allow_override=True)
+
+
+def _index(args: tuple[Any, ...]) -> int | None:
+    """The GPU that the tensors are on, which a launch of Triton's does not ask for: it goes to the current one."""
+    for arg in args:
+        for t in arg if isinstance(arg, list | tuple) else (arg,):
+            if isinstance(t, Tensor) and not t.is_cpu:
+                return t.device.index
+    return None
 
 
 def from_environment() -> None:

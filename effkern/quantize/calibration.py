@@ -53,7 +53,7 @@ def input_metric(model: nn.Module, layer: nn.Module, batches: Iterable[Any], d: 
         rows = _input_rows(module, inputs[0].detach().float())
         rows = rows[:: max(1, rows.shape[0] // ROWS)]
         pieces = F.pad(rows, (0, -rows.shape[1] % d)).reshape(-1, d).double()
-        total.add_(pieces.T @ pieces)
+        total.add_((pieces.T @ pieces).cpu())
         count += pieces.shape[0]
 
     hook = layer.register_forward_pre_hook(collect)

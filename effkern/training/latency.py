@@ -46,6 +46,12 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
+def _call(function: Callable[[], object]) -> None:
+    function()
+    if torch.cuda.is_initialized():  # a launch returns before its work is done
+        torch.cuda.synchronize()
+
+
 def measure(
     functions: Mapping[str, Callable[[], object]],
     *,
@@ -55,7 +61,7 @@ def measure(
     max_reps: int = 1000,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time ``functions`` interleaved (ABBA) in inference mode.
+    """Time ``functions`` interleaved (ABBA) in inference mode, with what they leave the current GPU to do.
 
     Args:
         functions: name -> function without arguments. Inputs are bound by the caller, e.g. with ``functools.partial``.
@@ -82,7 +88,7 @@ def measure(
     with torch.inference_mode(), no_garbage_collection():
         for name in order:
             for _ in range(warmup):
-                functions[name]()
+                _call(functions[name])
         begin = clock()
         for repetition in range(max_reps):
             if repetition >= min_reps and clock() - begin >= seconds:
@@ -90,7 +96,7 @@ def measure(
             # Back and forth, so that no function always runs in the wake of the same other one.
             for name in order if repetition % 2 == 0 else reversed(order):
                 start = clock()
-                functions[name]()
+                _call(functions[name])
                 samples[name].append(clock() - start)
     return {
         name: Timing(statistics.median(values) * 1e3, min(values) * 1e3, len(values))

@@ -272,7 +272,8 @@ class _Loop:
         assert self.files is not None
         subject = self.method if self.ema is None else self.ema.module
         assert isinstance(subject, Method)
-        self.metrics = {name: float(value) for name, value in subject.evaluate(held_out()).items()}
+        batches = ((x.to(self.device), y.to(self.device)) for x, y in held_out())
+        self.metrics = {name: float(value) for name, value in subject.evaluate(batches).items()}
         self.files.log_evaluation(self.step, self.metrics)
         score = self.method.score
         if score is not None and (not self.best or self.metrics[score] > self.best[score]):

@@ -35,6 +35,10 @@ def test_the_host_path(library):
     print(f"\nhost path: {run(library, 'tests/gpu/host_path.py')}")
 
 
+def test_the_module_path(library):
+    print(f"\nmodules: {run(library, 'tests/gpu/module_path.py')}")
+
+
 def test_gpu_check_runs_as_it_is(library):
     file = "tests/gpu/on_device.py"
     tests = [f"{file}::test_all_kernels_are_called", f"{file}::test_gradients_of_batch_norms"]

@@ -76,7 +76,28 @@ def load(library: Path) -> None:
     torch.cuda.is_available = lambda: True
     torch.cuda.get_device_name = lambda device=None: "a device that is not there"
     torch.cuda.synchronize = torch.accelerator.synchronize
+    torch.random.fork_rng = _no_fork
+    of_the_host = torch.Tensor.__deepcopy__
+    # Without a storage of the device's own, which torch cannot make here.
+    torch.Tensor.__deepcopy__ = lambda t, memo: t.detach().clone() if t.is_cuda else of_the_host(t, memo)
     torch.cuda.CUDAGraph, torch.cuda.graph = Graph, capture  # type: ignore[misc,assignment]
+
+
+def loaded() -> bool:
+    """Whether the device is there."""
+    return _LIBRARY is not None
+
+
+@contextmanager
+def _no_fork(devices: object = None) -> Iterator[None]:
+    """In place of `torch.random.fork_rng`, which would ask the device for the state of its random numbers."""
+    import torch
+
+    before = torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 class Graph:

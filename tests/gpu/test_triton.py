@@ -26,6 +26,8 @@ SMOKE = (
 CHOICE = """
 import torch
 from effkern.ops import _backend, backend
+from tests.gpu import triton_numpy
+triton_numpy.mend()
 _backend.route("CPU")
 op = torch.ops.effkern.sliced_linear
 x, w = torch.randn(3, 40), torch.randn(50, 40, requires_grad=True)
@@ -46,7 +48,7 @@ assert w.grad is not None
 @needs_triton
 def test_the_twin_is_called_where_it_is_asked_for():
     raising = "assert torch.ops.effkern.rep_conv2d_packed  # without a twin: stays with the library"
-    run = python("-c", CHOICE.format(raising=raising), TRITON_INTERPRET="1")
+    run = python("-c", CHOICE.format(raising=raising), path=CHECKOUT, TRITON_INTERPRET="1")
     assert run.returncode == 0, run.stderr
     assert "Warning" not in run.stderr
 

@@ -34,6 +34,7 @@ from triton.runtime import interpreter
 
 from effkern.ops import _backend
 from effkern.testing import DIRECT_LIMIT, UNIT, Sample
+from tests.gpu import triton_numpy
 from tests.gpu.proof_host import REFUSED
 from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
 
@@ -147,6 +148,7 @@ def _round(cast: Callable[..., Any]) -> Callable[..., Any]:
 
 def install() -> None:
     """Change the interpreter of this process as described above."""
+    triton_numpy.mend()
     interpreter.GridExecutor.__call__ = _launch
     builder = interpreter.InterpreterBuilder
     builder.create_dot, builder.cast_impl = _widen(builder.create_dot), _round(builder.cast_impl)

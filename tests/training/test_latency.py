@@ -35,6 +35,14 @@ def test_functions_take_turns_back_and_forth():
     assert timings == {"a": Timing(1000.0, 1000.0, 10), "b": Timing(2000.0, 2000.0, 10)}
 
 
+def test_a_gpu_is_waited_for(monkeypatch):
+    machine = FakeMachine()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", machine.work("wait", 4.0))
+    timing = measure({"f": machine.work("f", 1.0)}, seconds=0.0, warmup=1, clock=machine.clock)["f"]
+    assert machine.calls == ["f", "wait"] * 11 and timing.median_ms == timing.min_ms == 5000.0
+
+
 def test_median_and_minimum_are_of_the_calls():
     machine = FakeMachine()
     durations = iter([9.0, 1.0, 5.0, 3.0, 4.0, 2.0, 6.0, 7.0, 8.0, 9.0, 10.0])

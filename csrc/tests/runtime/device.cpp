@@ -134,7 +134,12 @@ at::Tensor& zero(at::Tensor& to) { return fill(to, 0); }
 
 // How the results of operators done on the CPU come back.
 at::Tensor copy_back(const at::Tensor& from, const at::Tensor& to) {
-  TORCH_CHECK(from.sizes() == to.sizes(), "a result of another size cannot come back to the device");
+  if (from.sizes() != to.sizes()) {  // made empty, for the operator to give it a size
+    TORCH_CHECK(to.numel() == 0, "a result of another size cannot come back to the device");
+    const at::Tensor sized = empty_strided(from.sizes(), from.strides(), to.scalar_type(), {}, to.device(), {});
+    to.unsafeGetTensorImpl()->set_storage_keep_dtype(sized.storage());
+    to.unsafeGetTensorImpl()->set_sizes_and_strides(from.sizes(), from.strides());
+  }
   at::Tensor result = to;
   return copy(result, from, false);
 }
