@@ -1,11 +1,14 @@
 """Every CUDA op and gradient a few times on small ragged shapes, and nothing else: something to watch for
-``compute-sanitizer --tool memcheck python -m tests.gpu.sanitize`` (racecheck, synccheck, initcheck likewise).
+``compute-sanitizer --tool memcheck --kernel-name kns=effkern python -m tests.gpu.sanitize`` (racecheck, synccheck,
+initcheck likewise; older ones call the filter, which leaves torch's own kernels alone, ``--kernel-regex``).
 
-``--kernel-regex kns=effkern`` leaves torch's own kernels alone; arguments are substrings of the samples to run.
+Arguments are substrings of the samples to run; ``/`` is in all of them. Every tensor is an allocation of its own, so
+that an access outside of one is seen.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import defaultdict
@@ -52,6 +55,7 @@ def main(names: list[str]) -> int:
     if DEVICE == "cuda" and not torch.cuda.is_available():
         print("no GPU was found: nothing was run")
         return 0
+    os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")  # torch reads it at the first allocation
     started, calls = time.monotonic(), 0
     for dtype in (torch.float16, torch.float32):
         for key, sample in chosen(dtype, names).items():
