@@ -10,7 +10,7 @@ void launch(const DepthwiseProblem<T>& p, device::Stream stream) {
   EFFKERN_CHECK_VALUE(tiles <= INT32_MAX, "depthwise: x must have fewer than 2^31 tiles of output, got ", tiles);
   const int shared = static_cast<int>(depthwise_shared(p));
   const unsigned resident = device::resident_blocks("depthwise", depthwise<T, kSliding>, kDepthwiseThreads, shared);
-  const unsigned grid = tiles < resident ? static_cast<unsigned>(tiles) : resident;
+  const unsigned grid = depthwise_grid(p, resident);
   device::launch("depthwise", depthwise<T, kSliding>, grid, kDepthwiseThreads, shared, stream, p,
                  static_cast<int32_t>(tiles));
 }

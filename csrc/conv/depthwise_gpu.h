@@ -58,12 +58,27 @@ bool fits(const DepthwiseProblem<T>& p) {
          depthwise_shared(p) <= kMostDepthwiseShared;
 }
 
-// The tiles of a launch; 2^31 or more cannot be run.
+// Groups of channels of a tile.
+template <class T>
+int64_t channel_groups(const DepthwiseProblem<T>& p) {
+  constexpr int64_t kChannels = kPixelBytes / static_cast<int64_t>(sizeof(T));
+  return (std::max(p.channels, p.zero_to) + kChannels - 1) / kChannels;
+}
+
+// The tiles of a launch; 2^31 or more cannot be run. Tile t is of group t % channel_groups.
 template <class T>
 int64_t depthwise_tiles(const DepthwiseProblem<T>& p) {
   const auto parts = [](int64_t size, int64_t by) { return (size + by - 1) / by; };
-  return parts(std::max(p.channels, p.zero_to), kPixelBytes / static_cast<int64_t>(sizeof(T))) *
-         parts(p.out.w, p.strips * kDepthwiseColumns) * parts(p.out.h, kDepthwiseLanes / p.strips) * p.samples;
+  return channel_groups(p) * parts(p.out.w, p.strips * kDepthwiseColumns) * parts(p.out.h, kDepthwiseLanes / p.strips) *
+         p.samples;
+}
+
+// Blocks of a launch, at most `resident`. Block b takes tiles b, b + grid, ...: where it can, a grid of whole groups,
+// so that all of a block's tiles have the same filters.
+template <class T>
+unsigned depthwise_grid(const DepthwiseProblem<T>& p, unsigned resident) {
+  const int64_t grid = std::min<int64_t>(depthwise_tiles(p), resident), groups = channel_groups(p);
+  return static_cast<unsigned>(grid > groups ? grid - grid % groups : grid);
 }
 
 void run(const DepthwiseProblem<device::F16>& p, device::Stream stream);

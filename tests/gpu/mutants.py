@@ -316,7 +316,7 @@ MUTANTS = (
         "mine < 0 ? 0 : mine < kPer ? mine : kPer",
         "mine < 0 ? 0 : kPer",
     ),
-    Mutant("depthwise: filters past the width read", DEPTHWISE, "if (channel < active_)", "if (true)"),
+    Mutant("depthwise: filters past the width read", DEPTHWISE, "tap < taps && channel < active_", "tap < taps"),
     Mutant(
         "depthwise: halves of a filter exchanged",
         DEPTHWISE,
@@ -343,7 +343,17 @@ MUTANTS = (
         "const int32_t stored = active > zeros ? active : zeros;",
         "const int32_t stored = active;",
     ),
-    Mutant("depthwise: columns past the map stored", DEPTHWISE, "      if (w >= p_.out.w) break;\n", ""),
+    Mutant("depthwise: columns past the map stored", DEPTHWISE, "      if (o >= columns) break;\n", ""),
+    Mutant(
+        "depthwise: filters of the tile before", DEPTHWISE, "if (first_ == filters_of_ &&", "if (filters_of_ >= 0 &&"
+    ),
+    Mutant("depthwise: filters of a narrower sample", DEPTHWISE, "&& active_ == filters_active_)", ")"),
+    Mutant(
+        "depthwise: no turn to the next row",
+        DEPTHWISE,
+        "++h, w -= under_.w, from = from + turn;",
+        "++h, w -= under_.w;",
+    ),
     Mutant("depthwise: rows past the map stored", DEPTHWISE, "if (h_ + row_ < p_.out.h) outputs();", "outputs();"),
     # lookup
     Mutant("codes past the book read", CODES, "code >= codes.entries ? codes.entries - 1 : code", "code"),

@@ -95,11 +95,13 @@ class DepthwiseRun {
     return p;
   }
 
+  static constexpr unsigned kGrid = 3;
+
   Report run(uint32_t seed, bool counters = false) {
     y_.poison();
     const DepthwiseProblem<T> p = problem();
     const bool sliding = s_.kernel_w == 3 && s_.stride == 1 && s_.dilation == 1;
-    Launch launch{.grid = 3,
+    Launch launch{.grid = kGrid,
                   .threads = conv::gpu::kDepthwiseThreads,
                   .shared = static_cast<size_t>(depthwise_shared(p)),
                   .seed = seed,
@@ -212,6 +214,10 @@ void every_form(int seeds) {
                      seeds);
   depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 13, .widths_in = {13, -2, 5}, .zero_to = 21}, seeds);
   depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 37, .widths_in = {37, 0, 9}}, seeds);  // nothing past a width
+  // A block's next tile has filters of its own: of other channels as many, and of more of the same.
+  constexpr int kTile = conv::gpu::kPixelBytes / static_cast<int>(sizeof(T));
+  depthwise_holds<T>({.n = 3, .h = 3, .w = 3, .channels = 2 * kTile, .widths_in = {2 * kTile, 0, kTile}}, 2);
+  depthwise_holds<T>({.n = 4, .h = 3, .w = 3, .channels = 37, .widths_in = {9, 0, 5, 37}}, 2);
 }
 
 template <class T>
@@ -219,7 +225,7 @@ void depthwise_measured(const Shape& s) {
   DepthwiseRun<T> run(s, 5);
   Report report = run.run(3, true);
   EXPECT(report.ok() && run.compare().empty(), report.what);
-  expect_traffic(report, conv::gpu::depthwise_work(run.problem()), name(s));
+  expect_traffic(report, conv::gpu::depthwise_work(run.problem(), run.kGrid), name(s));
 }
 
 }  // namespace
@@ -233,6 +239,13 @@ TEST(depthwise_gpu_moves_what_its_model_says) {
       {.n = 2, .h = 9, .w = 17, .channels = 72, .residual = true, .scale = true, .bias = true});
   depthwise_measured<device::BF16>({.h = 9, .w = 6, .channels = 19, .stride = 2, .zero_to = 24});
   depthwise_measured<float>({.n = 1, .h = 10, .w = 3, .channels = 37, .pad = 2, .dilation = 2, .bias = true});
+}
+
+TEST(depthwise_gpu_grid_is_of_whole_groups) {
+  conv::gpu::DepthwiseProblem<device::F16> p{};
+  p.channels = 130, p.samples = 100, p.strips = 4, p.out = {4, 16};
+  EXPECT(depthwise_tiles(p) == 300 && depthwise_grid(p, 100) == 99 && depthwise_grid(p, 2) == 2);
+  EXPECT(depthwise_grid(p, 1000) == 300);
 }
 
 TEST(depthwise_gpu_touches_banks_and_sectors_once) {
