@@ -33,8 +33,9 @@ Coded coded(const Tensor& codes, const Tensor& book, int64_t columns, const Tens
                       " for codes of shape ", shape_text(codes));
   EFFKERN_CHECK_VALUE(d < kMaxBook && entries * book.size(0) <= (kMaxBook - 1) / d, op,
                       ": codebook must hold fewer than ", kMaxBook, " numbers, got shape ", shape_text(book));
-  EFFKERN_CHECK_VALUE(codes.size(1) < kLimit / d && codes.size(0) < kLimit && last < kLimit, op,
-                      ": codes must be fewer, got shape ", shape_text(codes));
+  EFFKERN_CHECK_VALUE(
+      codes.size(1) < kLimit / d && codes.size(0) < kLimit && (codes.dim() == 2 || codes.size(1) < kLimit / last), op,
+      ": codes must be fewer, got shape ", shape_text(codes));
   if (columns >= 0) {
     const int64_t wanted = (columns + d - 1) / d;
     EFFKERN_CHECK_VALUE(codes.size(1) == wanted, op, ": codes must have ceil(", columns, " / ", d, ") = ", wanted,

@@ -6,10 +6,10 @@ namespace {
 
 template <class T, int kPer, bool kWhole>
 void launch(const Decoding<T>& p, device::Stream stream) {
-  const unsigned needed = (static_cast<unsigned>(p.rows) + kDecodeWarps - 1) / kDecodeWarps;
+  const int64_t needed = (int64_t{p.rows} * decode_rounds(p, kPer) + kDecodeWarps - 1) / kDecodeWarps;
   const unsigned resident = device::resident_blocks("decode", decode<T, kPer, kWhole>, kDecodeThreads, 0);
-  device::launch("decode", decode<T, kPer, kWhole>, needed < resident ? needed : resident, kDecodeThreads, 0, stream,
-                 p);
+  device::launch("decode", decode<T, kPer, kWhole>, needed < resident ? static_cast<unsigned>(needed) : resident,
+                 kDecodeThreads, 0, stream, p);
 }
 
 template <class T>

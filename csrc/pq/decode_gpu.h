@@ -20,6 +20,12 @@ struct Decoding {
   bool book_per_position, book_per_stage;
 };
 
+// How often a warp's 32 chunks of `per` numbers fit in a row of y, the last time in part.
+template <class T>
+EFFKERN_BOTH int32_t decode_rounds(const Decoding<T>& p, int32_t per) {
+  return (p.taps * p.channels + 32 * per - 1) / (32 * per);
+}
+
 // Launches the kernel; nothing for an empty y.
 void run(const Decoding<device::F16>& decoding, device::Stream stream);
 void run(const Decoding<device::BF16>& decoding, device::Stream stream);

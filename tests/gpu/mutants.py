@@ -356,13 +356,13 @@ MUTANTS = (
     ),
     Mutant("depthwise: rows past the map stored", DEPTHWISE, "if (h_ + row_ < p_.out.h) outputs();", "outputs();"),
     # lookup
-    Mutant("codes past the book read", CODES, "code >= codes.entries ? codes.entries - 1 : code", "code"),
-    Mutant("negative codes read", CODES, "return code < 0 ? 0 : ", "return "),
+    Mutant("codes past the book read", CODES, "to[n] >= codes.entries ? codes.entries - 1 : to[n]", "to[n]"),
+    Mutant("negative codes read", CODES, "to[n] = to[n] < 0 ? 0 : ", "to[n] = "),
     Mutant(
         "signed codes read as unsigned",
         CODES,
-        "code = device::load<int16_t>",
-        "code = (uint16_t)device::load<int16_t>",
+        "to[n] = device::load<int16_t>",
+        "to[n] = (uint16_t)device::load<int16_t>",
     ),
     Mutant("lookup: padding looked up", LOOKUP, "        if (row == p.padding) continue;\n", ""),
     Mutant(
@@ -402,13 +402,13 @@ MUTANTS = (
     Mutant("decode: every stage from the first book", DECODE, "p.book_per_stage ? stage : 0", "0"),
     Mutant("decode: every position from the first book", DECODE, "p.book_per_position ? position : ", ""),
     Mutant("decode: factor of the first row", DECODE, "(p.scale + row)", "(p.scale + 0)"),
-    Mutant(
-        "decode: rows end after one round", DECODE, "at < width; at += 32 * kPer", "at < 32 * kPer; at += 32 * kPer"
-    ),
+    Mutant("decode: rows end after one round", DECODE, "if (at < width)", "if (round == 0 && at < width)"),
+    Mutant("decode: the last round goes past the row", DECODE, "if (at < width)", "if (true)"),
+    Mutant("decode: rounds past the last of a row", DECODE, "if (round >= rounds) round -= rounds, ++row;", ""),
     Mutant(
         "decode: blocks make the same rows",
         DECODE,
-        "static_cast<int64_t>(device::block()) * kDecodeWarps + device::thread() / 32;",
+        "static_cast<int32_t>(device::block()) * kDecodeWarps + device::thread() / 32;",
         "device::thread() / 32;",
     ),
     # dots

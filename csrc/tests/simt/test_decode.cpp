@@ -45,7 +45,7 @@ void decodes(const Layer& l, int seeds = 2) {
     if (seed == 0) {
       const pq::DecodeWork work = pq::decode_work(p, kPer, kWhole);
       const int64_t chunks = int64_t{1} * l.rows * width / kPer;
-      const int64_t factors = l.scale ? int64_t{1} * l.rows * 32 * 4 : 0;
+      const int64_t factors = l.scale ? chunks * 4 : 0;
       EXPECT(report.cost[Op::StoreGlobal].bytes == work.bytes_y);
       EXPECT(report.cost[Op::LoadGlobal].asked == work.bytes_codes + work.bytes_book + factors, "loaded ",
              report.cost[Op::LoadGlobal].asked, " for ", chunks, " chunks");
@@ -73,7 +73,7 @@ void decodes(const Layer& l, int seeds = 2) {
 TEST(decode_gpu_whole_entries) {
   decodes<float, 4, true>({.wild = true}, kSchedules);
   decodes<device::F16, 8, true>({.positions = 5, .d = 16, .channels = 72, .scale = false});  // the last one cut
-  decodes<device::BF16, 8, true>({.rows = 40, .positions = 40, .channels = 320, .stages = 2, .books = 2});
+  decodes<device::BF16, 8, true>({.rows = 40, .positions = 80, .channels = 640, .stages = 2, .books = 2});
   decodes<float, 4, true>({.d = 8, .books = 4, .code_bytes = 2, .has_sign = true, .wild = true});
 }
 

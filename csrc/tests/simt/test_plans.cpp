@@ -65,7 +65,8 @@ TEST(other_plans) {
   const auto coded = [&]<class T>(T, const std::string& type) {
     const std::string whole = std::to_string(16 / sizeof(T));
     for (const std::string& form : {whole + ", true", whole + ", false", std::string("1, false")})
-      print(("decode<" + type + ", " + form + ">").c_str(), pq::kDecodeThreads, 0, 4);
+      print(("decode<" + type + ", " + form + ">").c_str(), pq::kDecodeThreads, 0,
+            pq::decode_blocks(form == whole + ", true"));
     // A book of 256 entries of one chunk, for rows of 512 codes.
     for (const int rows : {1, 8})
       for (const int per : {8, 4}) {
