@@ -4,7 +4,7 @@
 namespace effkern::sliced_conv {
 
 void run(const Schedule& s, device::Stream stream) {
-  device::launch("schedule", schedule, 1, kScheduleThreads, kScheduleShared, stream, s);
+  device::launch("schedule", schedule, 1, schedule_threads(s.samples), kScheduleShared, stream, s);
 }
 
 }  // namespace effkern::sliced_conv

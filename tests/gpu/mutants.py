@@ -273,23 +273,17 @@ MUTANTS = (
         "copies from the entry, not the sample", CONV, "sample_of<T>(p.residual_rows, entry) * p.rs.n", "entry * p.rs.n"
     ),
     # schedule
-    Mutant("schedule: no barrier after the maxima", SCHEDULE, "value);\n  device::sync();", "value);"),
     Mutant(
-        "schedule: no barrier before the counts are read",
-        SCHEDULE,
-        "(device::popcount(votes)));\n      device::sync();",
-        "(device::popcount(votes)));",
+        "schedule: no barrier before the counts are read", SCHEDULE, "      device::sync();  // what", "      // what"
     ),
+    Mutant("schedule: no turns", SCHEDULE, "turn % 2 * kMostScheduleWarps", "0"),
     Mutant(
-        "schedule: no barrier before the counts are written again",
-        SCHEDULE,
-        "      device::sync();  // the counts",
-        "      // the counts",
+        "schedule: classes found twice", SCHEDULE, "held[r] < now && held[r] > best", "held[r] <= now && held[r] > best"
     ),
-    Mutant(
-        "schedule: classes found twice", SCHEDULE, "if (mine < now && mine > best)", "if (mine <= now && mine > best)"
-    ),
-    Mutant("schedule: half of a warp's maximum", SCHEDULE, "int bits = 16; bits > 0", "int bits = 8; bits > 0"),
+    Mutant("schedule: low words of narrower classes", SCHEDULE, "value >> 32 == high ?", "true ?"),
+    Mutant("schedule: places of the warps before forgotten", SCHEDULE, "lane < warp ? theirs.v[0] : 0u", "0u"),
+    Mutant("schedule: places of the samples before forgotten", SCHEDULE, "at += device::popcount(votes[r]);", ""),
+    Mutant("schedule: the first chunk held for all", SCHEDULE, "if (now == kNone || !held_all)", "if (now == kNone)"),
     Mutant(
         "indices: the high word ignored",
         INDICES,

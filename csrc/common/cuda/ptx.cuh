@@ -183,6 +183,9 @@ template <class T>
 __device__ __forceinline__ T shuffle_up(T value, int by, uint32_t mask = kAllLanes) {
   return __shfl_up_sync(mask, value, by);
 }
+// Over the lanes, for each of them.
+__device__ __forceinline__ uint32_t reduce_max(uint32_t value) { return __reduce_max_sync(kAllLanes, value); }
+__device__ __forceinline__ uint32_t reduce_add(uint32_t value) { return __reduce_add_sync(kAllLanes, value); }
 
 // ---- tensor cores
 // Four 8x8 matrices of 16-bit (or 8x4 of 32-bit) elements; lane l gives the address of row l % 8 of matrix l / 8 and

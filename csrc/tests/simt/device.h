@@ -213,6 +213,14 @@ template <class T>
 T shuffle_up(T value, int by, uint32_t mask = kAllLanes, Site site = Site::current()) {
   return detail::shuffle(value, self->lane() >= by ? self->lane() - by : self->lane(), mask, site);
 }
+inline uint32_t reduce_max(uint32_t value, Site site = Site::current()) {
+  for (int bits = 16; bits > 0; bits /= 2) value = std::max(value, shuffle_xor(value, bits, kAllLanes, site));
+  return value;
+}
+inline uint32_t reduce_add(uint32_t value, Site site = Site::current()) {
+  for (int bits = 16; bits > 0; bits /= 2) value += shuffle_xor(value, bits, kAllLanes, site);
+  return value;
+}
 
 // ---- tensor cores
 namespace detail {

@@ -90,7 +90,7 @@ TEST(other_plans) {
             block_skip::stage_threads(channels), static_cast<int>(block_skip::stage_shared(channels, size, side, side)),
             1);
     }
-  print("schedule", sliced_conv::kScheduleThreads, sliced_conv::kScheduleShared, 1);
+  print("schedule", sliced_conv::kMostScheduleThreads, sliced_conv::kScheduleShared, 1);
 }
 
 }  // namespace effkern::test

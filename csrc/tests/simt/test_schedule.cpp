@@ -67,7 +67,7 @@ void sorts(const std::vector<int64_t>& c_in, const std::vector<int64_t>& c_out, 
     classes[{held(c_out[static_cast<size_t>(i)], most_out), held(c_in[static_cast<size_t>(i)], most_in)}].push_back(i);
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
     for (Memory* memory : {&order, &parts, &count, &table}) memory->poison();
-    const Launch launch{.threads = sliced_conv::kScheduleThreads,
+    const Launch launch{.threads = sliced_conv::schedule_threads(n),
                         .shared = sliced_conv::kScheduleShared,
                         .seed = seed,
                         .granule = 4,
@@ -115,6 +115,14 @@ TEST(schedule_sorts_every_size) {
     std::vector<int64_t> c_in(n), c_out(n);
     for (size_t i = 0; i < n; ++i) c_in[i] = 8 * (dice()() % 3), c_out[i] = 16 * (dice()() % 3);
     sorts(c_in, c_out, n % 2 == 0, 1 + static_cast<int64_t>(n % 3), kSchedules);
+  }
+}
+
+TEST(schedule_sorts_more_than_a_block_has_threads_or_holds) {
+  for (const size_t n : {1025, 2500, 4097}) {
+    std::vector<int64_t> c_in(n), c_out(n);
+    for (size_t i = 0; i < n; ++i) c_in[i] = 8 * (dice()() % 2), c_out[i] = 16 * (dice()() % 2);
+    sorts(c_in, c_out, true, 1, 2);
   }
 }
 
