@@ -48,7 +48,7 @@ gpu-check: $(VENV)/.tested ## run every CUDA op on the GPU against the CPU; says
 	$(BIN)/python -m tests.gpu.check $(CHECK_ARGS)
 
 gpu-bench: $(VENV)/.tested ## time the CUDA ops against cuDNN and torch.compile; says so where there is no GPU
-	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu $(BENCH_ARGS)
 
 bench: $(VENV)/.peers ## time everything against PyTorch and the engines that can be installed (40 minutes), then plot
 	$(BIN)/python -m benchmarks.run_all $(BENCH_ARGS)

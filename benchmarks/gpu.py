@@ -40,6 +40,7 @@ from effkern import ops
 JOBS = ("float16", "triton", "bfloat16", "tf32", "float32")
 COMPILE_S = 240.0  # of compiling and comparing, after which peers are compiled no more
 TWINS = ("RepVGG-A0 n", "MobileNetV2 n")  # networks that are run by the Triton kernels too
+MARK = "@gpu "  # of a process's lines that are for us
 LOST = 3  # exit status of a process whose device is lost
 Row = dict[str, Any]
 
@@ -119,7 +120,7 @@ def worker(job: str, names: Sequence[str], compiling: bool, deadline: float) -> 
     """A process: a line of JSON for each case, and before it a line with its name."""
 
     def say(what: Row) -> None:
-        print(json.dumps(what), flush=True)
+        print(MARK + json.dumps(what), flush=True)
 
     if names[:1] == ["machine"]:
         say({"begin": "machine"})
@@ -184,9 +185,9 @@ def run_job(job: str, names: Sequence[str], compiling: bool, deadline: float, pa
         begun, silent, done = "", False, 0
         for line in lines_of(command, env, patience):
             silent = line is None
-            if line is None or not line.startswith("{"):
+            if line is None or not line.startswith(MARK):
                 continue
-            row = json.loads(line)
+            row = json.loads(line[len(MARK) :])
             if "begin" in row:
                 begun = row["begin"]
                 continue

@@ -95,14 +95,14 @@ def test_the_rest_goes_on_behind_a_case_that_ends_its_process(monkeypatch):
     def process(command, env, patience):
         options = command[command.index("--names") + 1 :]
         for name in options[:-1] if options[-1] == "--no-compile" else options:
-            yield json.dumps({"begin": name})
+            yield gpu.MARK + json.dumps({"begin": name})
             if name == "ends":
                 return
             if name == "hangs" or (name == "slow" and "--no-compile" not in command):
                 yield None
                 return
             yield "not for us"
-            yield json.dumps({"case": name, "dtype": "float16", "times": {}})
+            yield gpu.MARK + json.dumps({"case": name, "dtype": "float16", "times": {}})
 
     monkeypatch.setattr(gpu, "lines_of", process)
     names = ["a", "ends", "b", "hangs", "slow", "c"]
@@ -184,3 +184,57 @@ def test_what_the_clock_asks_of_a_device(bench, monkeypatch):
         assert found.keys() == calls.keys() and found["broken"].startswith("no graph: ZeroDivisionError")
         assert found["effkern"] == Timing(pytest.approx(each), pytest.approx(each))
     assert clock.eager(case.ours) > 0
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """What a process calls of a device, on the CPU."""
+    made = gpu.bench_of
+    monkeypatch.setattr(gpu, "bench_of", lambda job: made(job, "cpu", small=True))
+    monkeypatch.setattr(gpu, "GraphClock", HostClock)
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    for name in ("start", "stop"):
+        monkeypatch.setattr(torch.cuda.profiler, name, lambda: None)
+    monkeypatch.setattr(torch, "compile", plain_compile)
+
+
+NAMES = ["rep_conv2d 64->64@56 n1", "rep_conv2d 256->256@14 n1"]
+
+
+def test_a_process_says_what_it_begins_and_goes_on_behind_an_error(on_the_cpu, monkeypatch, capsys):
+    make = gpu_cases.Ops.rep_conv
+    monkeypatch.setattr(gpu_cases.Ops, "rep_conv", lambda self, n, c, *rest: make(self, n, c // (c - 64), *rest))
+    gpu.worker("float16", NAMES, True, time.time() + 1000)
+    said = [json.loads(line[len(gpu.MARK) :]) for line in capsys.readouterr().out.splitlines()]
+    assert [row.get("begin") for row in said] == [NAMES[0], None, NAMES[1], None]
+    assert said[1]["error"].startswith("ZeroDivisionError") and "compiled channels_last" in said[3]["times"]
+    gpu.worker("float16", NAMES, True, time.time() - 1)
+    assert not capsys.readouterr().out
+
+
+def test_a_whole_run(on_the_cpu, monkeypatch, tmp_path, capsys):
+    def process(command, env, patience):
+        options = gpu.arguments(command[3:])
+        if options.names == ["machine"]:
+            return iter(
+                [gpu.MARK + json.dumps(row) for row in ({"begin": "machine"}, {"machine": {"device": "a card"}})]
+            )
+        gpu.worker(options.worker, options.names, not options.no_compile, options.until)
+        return iter(capsys.readouterr().out.splitlines())
+
+    monkeypatch.setattr(gpu, "lines_of", process)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu, "terminal", lambda results: f"{len(results['rows'])} rows")
+    out, only = tmp_path / "gpu.json", [part for name in NAMES for part in ("--only", name)]
+    assert gpu.main(["--out", str(out), "--jobs", "float16", "bfloat16", "--limit", "1000", *only]) == 0
+    results = gpu.load(out)
+    cases = [(row["dtype"], row["case"]) for row in results["rows"]]
+    assert cases == [("float16", NAMES[0]), ("float16", NAMES[1]), ("bfloat16", NAMES[1])]
+    assert capsys.readouterr().out.endswith("3 rows\n") and results["machine"] == {"device": "a card"}
+
+
+def test_a_profiler_gets_one_case(on_the_cpu):
+    assert gpu.profile("float16", NAMES[1], "channels_last") == 0
+    with pytest.raises(KeyError):
+        gpu.profile("float16", NAMES[1], "nobody")
