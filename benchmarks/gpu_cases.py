@@ -1,6 +1,7 @@
 """Single operators on a GPU, each with what PyTorch offers for the same work.
 
 - cuDNN through `torch.nn.functional`, with channels_last tensors and with contiguous ones, where both exist;
+- where there is a residual and a relu, cuDNN's call that does all three in one (`torch.cudnn_convolution_add_relu`);
 - the first of them under `torch.compile`;
 - for linear layers of ragged width `torch._grouped_mm` over the rows in the order of their widths (to sort them costs
   it nothing here), with the weights' idle parts zeroed;
@@ -157,6 +158,8 @@ class Ops(Bench):
         pad = kernel // 2
         args = self.maps(n, c, side), self.filters(c_out, c, kernel), self.normal(c_out), self.maps(n, c_out, side)
         peers = both(lambda x, w, b, r: F.relu(F.conv2d(x, w, b, padding=pad) + r), *args)
+        if self.device == "cuda":
+            peers["cudnn fused"] = Call(lambda x, w, b, r: cudnn_add_relu(x, w, b, r, pad), *args)
         ours = Call(lambda x, w, b, r: ops.rep_conv2d(x, w, b, padding=pad, residual=r), *args)
         return Case(ours, peers, n * side**2 * c_out * c * kernel**2)
 
@@ -245,6 +248,8 @@ class Ops(Bench):
             "all: effkern": Call(ops.skip_basic_block, args[0], one, *block),
             **{f"all: {name}": call for name, call in both(dense_block, args[0], *block).items()},
         }
+        if self.device == "cuda":
+            whole["all: cudnn fused"] = Call(cudnn_block, args[0], *block)
         return Case(ours, peers, n // 2 * side**2 * 2 * 9 * c * c, whole=whole, share=0.5)
 
     def stage(self, n: int, c: int, side: int, blocks: int) -> Case:
@@ -379,6 +384,19 @@ class Ops(Bench):
             yield Spec(
                 "batch_norm", f"{name}, forward and backward", partial(self.batch_norms, n, c, side, True), large
             )
+
+
+def cudnn_add_relu(x: Tensor, w: Tensor, b: Tensor, r: Tensor, pad: int) -> Tensor:
+    """``relu(conv(x) + r)`` in one call of cuDNN."""
+    return torch.cudnn_convolution_add_relu(x, w, r, 1.0, b, (1, 1), (pad, pad), (1, 1), 1)
+
+
+def cudnn_block(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, stride: int = 1, shortcut: Any = None
+) -> Tensor:
+    """A residual block in two calls of cuDNN."""
+    y = torch.cudnn_convolution_relu(x, w1, b1, (stride, stride), (1, 1), (1, 1), 1)
+    return cudnn_add_relu(y, w2, b2, x if shortcut is None else shortcut, 1)
 
 
 def dense_block(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:

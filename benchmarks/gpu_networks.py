@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from benchmarks.bench_block_skip import Folded, draw, folded, gathered, masked, through
 from benchmarks.bench_supernet import loop, narrow
-from benchmarks.gpu_cases import Case, Ops, Spec, Waits
+from benchmarks.gpu_cases import Case, Ops, Spec, Waits, cudnn_block
 from benchmarks.gpu_timing import Call
 from benchmarks.networks import calibrated, for_peers, macs
 from effkern.models import create_model
@@ -111,6 +111,8 @@ class Networks(Ops):
             "all: channels_last": Call(other(_dense, last), x, one),
             "all: contiguous": Call(other(_dense, first), plain, one),
         }
+        if self.device == "cuda":
+            whole["all: cudnn fused"] = Call(other(_cudnn, last), x, one)
         always, each = net.block_macs((3, 32, 32))
         left = float((mask.cpu().double() * torch.tensor(each, dtype=torch.float64)).sum()) + n * always
         moved = sum(p.nbytes for p in skip.parameters()) + x.nbytes
@@ -284,6 +286,12 @@ def _dense(x: Tensor, keep: Tensor, block: Folded, stride: int, shortcut: Tensor
     (w1, b1), (w2, b2) = block
     y = F.conv2d(F.relu_(F.conv2d(x, w1, b1, stride, 1)), w2, b2, 1, 1)
     return F.relu_(y.add_(shortcut))
+
+
+def _cudnn(x: Tensor, keep: Tensor, block: Folded, stride: int, shortcut: Tensor) -> Tensor:
+    """The same in cuDNN's own fused calls."""
+    (w1, b1), (w2, b2) = block
+    return cudnn_block(x, w1, b1, w2, b2, stride, shortcut.contiguous(memory_format=torch.channels_last))
 
 
 def _fused(block: BranchBlock, x: Tensor) -> Tensor:
