@@ -1,7 +1,7 @@
 // Batch norms of up to four branches, their sum and the relu, in two passes over the maps. The first takes means and
 // squared deviations by Welford's update, a block 128 bytes of channels of one slice of one branch; lanes are
-// combined in order (Chan, Golub, LeVeque 1979), slices in fp64 around the mean of all. The second is y = relu(sum of
-// scale * x
+// combined in order around the mean of all of them, slices likewise in fp64 (Chan, Golub, LeVeque 1979). The second is
+// y = relu(sum of scale * x
 // + shift).
 //
 // Traffic: every branch once in each pass, y once; of the slices' statistics the means twice.
@@ -19,16 +19,6 @@ using device::Vec;
 
 constexpr int kStatisticsShared = 2 * device::kColumnShared;
 constexpr int kRowsAtOnce = 3;  // that a thread of the first pass asks for before it waits
-
-// Adds n values of a mean and squared deviations to what was counted before; n may be 0.
-__device__ __forceinline__ void combine(float& count, float& mean, float& squares, float n, float other_mean,
-                                        float other_squares) {
-  if (n == 0.0f) return;
-  const float all = count + n, delta = other_mean - mean;
-  mean = mean + delta * (n / all);
-  squares = squares + other_squares + delta * delta * (count * n / all);
-  count = all;
-}
 
 template <class T>
 __global__ void __launch_bounds__(device::kColumnThreads, 8) bn_statistics(const __grid_constant__ Statistics<T> p) {
@@ -69,12 +59,20 @@ __global__ void __launch_bounds__(device::kColumnThreads, 8) bn_statistics(const
   device::sync();  // the lanes' statistics are there
   const int32_t channel = place.first + device::thread();
   if (device::thread() >= kColumns || channel >= p.maps.channels) return;
-  float count = 0.0f, m = 0.0f, s = 0.0f;
+  // Around the first lane's mean, which is near that of all: sums of the means themselves would lose its low bits.
+  const int32_t rows = place.end - place.begin, each = rows / device::kColumnLanes, rest = rows % device::kColumnLanes;
+  const auto rows_of = [&](int lane) { return static_cast<float>(lane < rest ? each + 1 : each); };
+  const float near = device::load<float>(means + device::thread());
+  float m = 0.0f, s = 0.0f;
+#pragma unroll
+  for (int lane = 1; lane < device::kColumnLanes; ++lane)
+    m = device::fma(rows_of(lane), device::load<float>(means + (lane * kColumns + device::thread())) - near, m);
+  m = near + m / static_cast<float>(rows);
+#pragma unroll
   for (int lane = 0; lane < device::kColumnLanes; ++lane) {
-    const int32_t rows = (place.end - place.begin - lane + device::kColumnLanes - 1) / device::kColumnLanes;
-    combine(count, m, s, static_cast<float>(rows > 0 ? rows : 0),
-            device::load<float>(means + (lane * kColumns + device::thread())),
-            device::load<float>(all_squares + (lane * kColumns + device::thread())));
+    const float away = device::load<float>(means + (lane * kColumns + device::thread())) - m;
+    s += device::fma(rows_of(lane) * away, away,
+                     device::load<float>(all_squares + (lane * kColumns + device::thread())));
   }
   const Global<float> to =
       p.parts + ((static_cast<int64_t>(branch) * p.maps.slices.count + place.slice) * 2 * p.maps.channels + channel);

@@ -872,14 +872,14 @@ MUTANTS = (
     Mutant(
         "bn: the last lane's statistics forgotten",
         BN_FORWARD,
-        "lane < device::kColumnLanes; ++lane",
-        "lane < device::kColumnLanes - 1; ++lane",
+        "int lane = 1; lane < device::kColumnLanes;",
+        "int lane = 1; lane < device::kColumnLanes - 1;",
     ),
     Mutant(
         "bn: lanes counted as if all had as many rows",
         BN_FORWARD,
-        "place.end - place.begin - lane + device",
-        "place.end - place.begin + device",
+        "lane < rest ? each + 1 : each",
+        "each + 1",
     ),
     Mutant(
         "bn: deviations from the old mean twice",
@@ -890,8 +890,8 @@ MUTANTS = (
     Mutant(
         "bn: distance of means forgotten",
         BN_FORWARD,
-        "squares + other_squares + delta * delta * (count * n / all)",
-        "squares + other_squares",
+        "device::fma(rows_of(lane) * away, away,",
+        "device::fma(0.0f, away,",
     ),
     Mutant("bn: every branch's statistics are the first one's", BN_FORWARD, "p.maps.x[branch];", "p.maps.x[0];"),
     Mutant("bn: slices write the first one's statistics", BN_FORWARD, "+ place.slice) * 2", ") * 2"),
