@@ -14,26 +14,13 @@ void launch(const Dots<T>& p, device::Stream stream) {
                  shared, stream, p, static_cast<int32_t>(items / tiles), static_cast<int32_t>(items));
 }
 
-template <class T, int kPer>
-void run_in_chunks(const Dots<T>& p, device::Stream stream) {
-  if (p.rows == 1)
-    launch<T, kPer, 1>(p, stream);
-  else
-    launch<T, kPer, kDotsRows>(p, stream);
-}
-
-template <class T>
-void run_as(const Dots<T>& p, device::Stream stream) {
-  constexpr int kPer = 16 / static_cast<int>(sizeof(T));
-  if constexpr (sizeof(T) == 2)
-    if (detail::chunk_bytes(p) == 8) return run_in_chunks<T, kPer / 2>(p, stream);
-  run_in_chunks<T, kPer>(p, stream);
-}
-
 }  // namespace
 
-void run(const Dots<device::F16>& p, device::Stream stream) { run_as(p, stream); }
-void run(const Dots<device::BF16>& p, device::Stream stream) { run_as(p, stream); }
-void run(const Dots<float>& p, device::Stream stream) { run_as(p, stream); }
+void run(const Dots<float>& p, device::Stream stream) {
+  if (p.rows == 1)
+    launch<float, 4, 1>(p, stream);
+  else
+    launch<float, 4, kDotsRows>(p, stream);
+}
 
 }  // namespace effkern::pq

@@ -25,7 +25,8 @@ struct Dots {
   int32_t rows, outputs, positions, d;
   conv::gpu::Act act;
   // Set by `plan`.
-  int32_t copies, lanes;    // of the book in shared memory; that share an output: powers of two
+  int32_t copies;           // of the book in shared memory: a power of two
+  int32_t lanes, tiles;     // that share an output, in fp32: a power of two; of 16 outputs in a block, in 16 bits
   bool wide_codes, wide_x;  // 16 bytes of codes, and a chunk of x, at once
 };
 
@@ -100,7 +101,7 @@ DotsWork dots_work(const Dots<T>& p, int64_t blocks) {
   return work;
 }
 
-// Launches the kernel for a plan and at least one row and output.
+// Launches the kernel for a plan and at least one row and output: on tensor cores (dots_mma.cuh) but in fp32.
 void run(const Dots<device::F16>& dots, device::Stream stream);
 void run(const Dots<device::BF16>& dots, device::Stream stream);
 void run(const Dots<float>& dots, device::Stream stream);

@@ -7,7 +7,7 @@
 #include "../conv/conv_op.h"
 #include "codes_cuda.h"
 #include "decode_gpu.h"
-#include "dots_gpu.h"
+#include "dots_mma_gpu.h"
 
 namespace effkern::pq {
 

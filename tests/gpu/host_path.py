@@ -160,8 +160,8 @@ def test_every_call_that_fails_is_reported_and_leaves_nothing_behind(key, runtim
 KERNELS = {
     "act_grad", "block_grad", "bn_apply", "bn_finish", "bn_gradient_apply", "bn_gradient_finish",
     "bn_gradient_sums", "bn_statistics", "book_fold", "book_grad", "compact", "conv", "decode", "depthwise",
-    "depthwise_wgrad", "dots", "fold", "fold_sums", "fold_table", "lookup", "ragged_grad", "row_dots", "schedule",
-    "stage", "transpose", "wgrad",
+    "depthwise_wgrad", "dots", "dots_mma", "fold", "fold_sums", "fold_table", "lookup", "ragged_grad", "row_dots",
+    "schedule", "stage", "transpose", "wgrad",
 }  # fmt: skip
 
 

@@ -21,7 +21,9 @@ CONV, LOADER, MATH, EPILOGUE = (f"conv/{name}.cuh" for name in ("conv", "conv_lo
 COMPACT, SCHEDULE = "block_skip/compact.cuh", "sliced_conv/schedule.cuh"
 INDICES, DEPTHWISE = "common/cuda/indices.cuh", "conv/depthwise.cuh"
 STAGE, STAGE_MATH = "block_skip/stage.cuh", "block_skip/stage_math.cuh"
-LOOKUP, CODES, DECODE, DOTS = (f"pq/{name}.cuh" for name in ("embedding", "codes", "decode", "dots"))
+LOOKUP, CODES, DECODE, DOTS, DOTS_MMA = (
+    f"pq/{name}.cuh" for name in ("embedding", "codes", "decode", "dots", "dots_mma")
+)
 WGRAD, WGRAD_LOADER, WGRAD_MATH, DEPTHWISE_WGRAD, ACT_GRAD, TRANSPOSE, FOLD = (
     f"conv_backward/{name}.cuh"
     for name in ("wgrad", "wgrad_loader", "wgrad_math", "depthwise_wgrad", "act_grad", "transpose", "fold")
@@ -432,6 +434,54 @@ MUTANTS = (
         "dots: entries of one chunk", DOTS, "(entry[o] * chunks_ + c) * p_.copies", "entry[o] * chunks_ * p_.copies"
     ),
     Mutant("dots: bias before the factor", DOTS, "device::fma(sums[o][m], scale, bias)", "(sums[o][m] + bias) * scale"),
+    # dots_mma
+    Mutant("dots_mma: no barrier after the book", DOTS_MMA, "device::sync();  // the book is there", ";  // the book"),
+    Mutant("dots_mma: no barrier after the sums", DOTS_MMA, "keep(sums);\n    device::sync();", "keep(sums);"),
+    Mutant("dots_mma: the next segment's codes lost", DOTS_MMA, "codes[i][0] = next_codes[i][0],", ""),
+    Mutant("dots_mma: the next x lost", DOTS_MMA, "x[step] = next_x[step];", ""),
+    Mutant(
+        "dots_mma: x of the next segment too early",
+        DOTS_MMA,
+        "last ? segment + kMmaWarps : segment,",
+        "segment + kMmaWarps,",
+    ),
+    Mutant("dots_mma: the first chunk of x alone", DOTS_MMA, "last ? 0 : c + 1, next_x", "0, next_x"),
+    Mutant("dots_mma: codes of outputs past the last read", DOTS_MMA, "output < p_.outputs ? output", "true ? output"),
+    Mutant("dots_mma: codes past the row read", DOTS_MMA, "if (position >= p_.positions) continue;", ""),
+    Mutant("dots_mma: segments past the row read", DOTS_MMA, "if (segment < segments_)", "if (true)"),
+    Mutant("dots_mma: rows past the last read", DOTS_MMA, "row >= p_.rows || position", "position"),
+    Mutant("dots_mma: x past the row read", DOTS_MMA, "row >= p_.rows || position >= p_.positions", "row >= p_.rows"),
+    Mutant("dots_mma: x of the first rows", DOTS_MMA, "row = first_row_ + group_;", "row = group_;"),
+    Mutant("dots_mma: x not in chunks read as such", DOTS_MMA, "if (p_.wide_x)", "if (true)"),
+    Mutant("dots_mma: all lanes store one copy first", DOTS_MMA, "copy + turn", "copy"),
+    Mutant(
+        "dots_mma: no entry of zeros", DOTS_MMA, "device::store(at_chunk(p_.codes.entries * chunks_, i), Chunk{});", ";"
+    ),
+    Mutant("dots_mma: codes past the row looked up", DOTS_MMA, "entry = p_.codes.entries;", ";"),
+    Mutant(
+        "dots_mma: codes past the book read",
+        DOTS_MMA,
+        "entry = entry < p_.codes.entries ? entry : p_.codes.entries - 1;",
+        ";",
+    ),
+    Mutant("dots_mma: negative codes read as the last", DOTS_MMA, "p_.codes.has_sign && code >= 0x8000u", "false"),
+    Mutant("dots_mma: all lanes read one copy of the book", DOTS_MMA, "device::lane() & (p_.copies - 1)", "0"),
+    Mutant("dots_mma: the first chunk of an entry", DOTS_MMA, "entry * chunks_ + c,", "entry * chunks_,"),
+    Mutant(
+        "dots_mma: outputs eight apart exchanged",
+        DOTS_MMA,
+        "(low), below = device::load<Chunk>(high)",
+        "(high), below = device::load<Chunk>(low)",
+    ),
+    Mutant("dots_mma: half of the sums", DOTS_MMA, "sums[i][0][r] + sums[i][1][r]", "sums[i][0][r]"),
+    Mutant("dots_mma: sums of the first tile", DOTS_MMA, "i * 16 + r / 2 * 8 + group_)", "r / 2 * 8 + group_)"),
+    Mutant("dots_mma: warps' sums in one place", DOTS_MMA, "(warp * kDotsRows + row)", "row"),
+    Mutant(
+        "dots_mma: the last warp's sums left out", DOTS_MMA, "warp < kMmaWarps; ++warp", "warp < kMmaWarps - 1; ++warp"
+    ),
+    Mutant("dots_mma: rows past the last stored", DOTS_MMA, "first_row_ + row >= p_.rows || ", ""),
+    Mutant("dots_mma: outputs past the last stored", DOTS_MMA, " || output >= p_.outputs) return;", ") return;"),
+    Mutant("dots_mma: bias before the factor", DOTS_MMA, "device::fma(sum, scale, bias)", "(sum + bias) * scale"),
     # stage
     Mutant("stage: no wait for weights", STAGE, "device::copy_wait<kStages - 2>();", ";"),
     Mutant(

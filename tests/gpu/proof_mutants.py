@@ -38,7 +38,7 @@ TESTS = {
     mutants.COMPACT: "test_compact",
     mutants.DECODE: "test_decode",
     mutants.DEPTHWISE: "test_depthwise",
-    mutants.DOTS: "test_dots",
+    **dict.fromkeys((mutants.DOTS, mutants.DOTS_MMA), "test_dots"),
     **dict.fromkeys((mutants.BLOCK_GRAD, mutants.COLUMNS, mutants.PIECES, mutants.SLOPE), "test_block_grad"),
     mutants.BOOK_GRAD: "test_book_grad",
     mutants.RAGGED_GRAD: "test_ragged_grad",

@@ -34,6 +34,7 @@ SOURCES = (
     "sliced_conv/schedule",
     "pq/decode",
     "pq/dots",
+    "pq/dots_mma",
     "pq/embedding",
 )
 #: Least share of multiplying instructions in a turn of the main loop. 16-bit kernels of the large tile are held to the
@@ -214,8 +215,8 @@ def test_global_accesses_are_16_bytes_wide(kernels):
     assert not [(n, a) for n, a, t in wide if not (t["wide_loads"] and t["wide_stores"])]
     assert not [(n, a) for n, a, t in wide if t["wide_copies"] == n.endswith("u")]
     # Codes and entries: a lane's 16 bytes of codes, entries and what is made of them in chunks of 16.
-    coded = [(n, a, t) for n, a, _, t in each(kernels) if n.startswith(("dots<", "decode<", "lookup<"))]
-    assert not [(n, a) for n, a, t in coded if n.startswith("dots<") and not t["wide_loads"]]
+    coded = [(n, a, t) for n, a, _, t in each(kernels) if n.startswith(("dots", "decode<", "lookup<"))]
+    assert not [(n, a) for n, a, t in coded if n.startswith("dots") and not t["wide_loads"]]
     assert not [(n, a) for n, a, t in coded if n.endswith("true>") and not (t["wide_loads"] and t["wide_stores"])]
     assert not [(n, a) for n, a, t in coded if re.match(r"decode<.*[84], false>", n) and not t["wide_stores"]]
 

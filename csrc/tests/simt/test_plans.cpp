@@ -7,6 +7,7 @@
 #include "../../conv/depthwise.cuh"
 #include "../../pq/decode.cuh"
 #include "../../pq/dots.cuh"
+#include "../../pq/dots_mma.cuh"
 #include "../../pq/embedding.cuh"
 #include "../../sliced_conv/schedule.cuh"
 #include "../check.h"
@@ -68,16 +69,26 @@ TEST(other_plans) {
       print(("decode<" + type + ", " + form + ">").c_str(), pq::kDecodeThreads, 0,
             pq::decode_blocks(form == whole + ", true"));
     // A book of 256 entries of one chunk, for rows of 512 codes.
-    for (const int rows : {1, 8})
-      for (const int per : {8, 4}) {
-        if (per * sizeof(T) > 16) continue;
-        pq::Dots<T> p{};
-        p.codes = {{}, per * sizeof(T) == 16 ? 1 : 2, false, 256};
-        p.rows = rows, p.outputs = p.positions = 512, p.d = per;
-        EXPECT(pq::plan(p));
-        print(("dots<" + type + ", " + std::to_string(per) + ", " + std::to_string(rows) + ">").c_str(),
-              pq::kDotsThreads, static_cast<int>(shared_of(p)), 3);
+    pq::Dots<T> p{};
+    p.rows = p.outputs = p.positions = 512;
+    if constexpr (sizeof(T) == 4) {
+      p.codes = {{}, 1, false, 256}, p.d = 4;
+      EXPECT(pq::plan(p));
+      for (const int rows : {1, 8}) {
+        p.rows = rows;
+        print(("dots<" + type + ", 4, " + std::to_string(rows) + ">").c_str(), pq::kDotsThreads,
+              static_cast<int>(shared_of(p)), 3);
       }
+    } else {
+      for (const int tiles : {1, 2})
+        for (const int per : {8, 4}) {
+          p.codes = {{}, per == 8 ? 1 : 2, false, 256}, p.d = per;
+          EXPECT(pq::plan(p));
+          p.tiles = tiles;
+          print(("dots_mma<" + type + ", " + std::to_string(per) + ", " + std::to_string(tiles) + ">").c_str(),
+                pq::kMmaThreads, pq::mma_shared(p), pq::mma_blocks(tiles));
+        }
+    }
   };
   coded(device::F16{}, "effkern::device::F16"), coded(device::BF16{}, "effkern::device::BF16");
   coded(float{}, "float");
