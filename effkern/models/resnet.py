@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.models._registry import register_model
-from effkern.nn.residual import EXPANSION, ResidualBlock, ResidualStage
+from effkern.nn.residual import EXPANSION, ResidualBlock, ResidualStage, span
 
 
 class ResNet(nn.Module):
@@ -61,7 +61,7 @@ class ResNet(nn.Module):
 
     def body(self, x: Tensor, keep: Tensor | None = None, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks ``start`` to ``stop`` of the K. ``keep`` is the whole ``[N, K]`` mask; columns outside are ignored."""
-        start, stop, _ = slice(start, stop).indices(self.num_blocks)
+        start, stop = span(start, stop, self.num_blocks)
         first = 0
         for stage in self.stages():
             last = first + len(stage)

@@ -228,6 +228,12 @@ def share_parts(cls: type[Block], block: ResidualBlock) -> Block:
     return new
 
 
+def span(start: int, stop: int | None, count: int) -> tuple[int, int]:
+    """Where a slice of ``count`` items begins and ends; ``slice.indices``, into which torch 2.11 compiles no graph."""
+    first, last = (min(max(i + count if i < 0 else i, 0), count) for i in (start, count if stop is None else stop))
+    return first, last
+
+
 class ResidualStage(nn.Sequential):
     """Residual blocks one after the other, each with its own column of the keep mask.
 
@@ -244,7 +250,7 @@ class ResidualStage(nn.Sequential):
             keep: ``[N, B]`` over all B blocks of the stage; columns outside the range are ignored. Default: all run.
             start, stop: as of a slice.
         """
-        for k in range(*slice(start, stop).indices(len(self))):
+        for k in range(*span(start, stop, len(self))):
             x = self[k](x, None if keep is None else keep[:, k])
         return x
 

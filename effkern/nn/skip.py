@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn, share_parts
+from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn, share_parts, span
 from effkern.ops import _direct
 from effkern.ops._memo import tell
 from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
@@ -259,7 +259,7 @@ class SkipStage(ResidualStage):
         """As :meth:`ResidualStage.forward`."""
         if self.training:
             return super().forward(x, keep, start, stop)
-        start, stop, _ = slice(start, stop).indices(len(self))
+        start, stop = span(start, stop, len(self))
         if keep is None:
             keep = x.new_ones((x.shape[0], len(self)), dtype=torch.bool)
         blocks = list(self)
