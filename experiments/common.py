@@ -41,6 +41,8 @@ class Context:
         images: data set by its name on the command line.
         weights: of a trained network to begin with, or empty.
         quick: a smoke test: digits, tiny networks, few steps.
+        device: that trains.
+        settings: of every training besides its own; such as change no result but by rounding.
     """
 
     name: str
@@ -50,11 +52,13 @@ class Context:
     images: str
     weights: str = ""
     quick: bool = False
+    device: str = "cpu"
+    settings: tuple[str, ...] = ()
 
     @cached_property
     def data(self) -> Dataset:
         """The images."""
-        return open_data(self.images)
+        return open_data(self.images).to(self.device)
 
     def config(self, name: str) -> Path:
         """A configuration of this experiment, or one of a recipe's own as ``recipe/name``."""
@@ -79,7 +83,7 @@ class Context:
             if not target.exists():
                 shutil.copytree(source, target.with_suffix(".part"), dirs_exist_ok=True)
                 target.with_suffix(".part").rename(target)
-        return run_recipe(recipe, self.config(config), self.data, self.runs / key, settings)
+        return run_recipe(recipe, self.config(config), self.data, self.runs / key, [*settings, *self.settings])
 
 
 @dataclass(frozen=True)
@@ -125,11 +129,13 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", help=f"fashion-mnist, digits or cifar10:PATH (default: {experiment.images})")
     parser.add_argument("--weights", default="", help="trained network to begin with (blockdrop)")
     parser.add_argument("--quick", action="store_true", help="smoke test in seconds on digits; tells nothing")
-    parser.add_argument("--only", nargs="*", help="names of pieces, or their beginnings")
+    parser.add_argument("--only", nargs="*", help="names of pieces, or beginnings that are none's name")
     parser.add_argument("--plan", action="store_true", help="list the pieces and what they took")
     parser.add_argument("--render", action="store_true", help="only make page and plots from results.json")
     parser.add_argument("--out", type=Path, help="default: docs/experiments/NAME, with --quick runs/quick/NAME")
     parser.add_argument("--runs", type=Path, help="folder of the trainings (default: runs/experiments/NAME)")
+    parser.add_argument("--device", default="cpu", help="that trains; pieces that measure time are the processor's")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of all trainings, as run.skip_ops=false")
     parser.add_argument("--threads", type=int, default=0, help="threads of torch")
     options = parser.parse_args(arguments)
     if options.threads:
@@ -144,6 +150,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> int:
         options.data or ("digits" if options.quick else experiment.images),
         options.weights,
         options.quick,
+        options.device,
+        tuple(options.set),
     )
     try:
         return _run(experiment, context, options)
@@ -160,7 +168,9 @@ def _run(experiment: Experiment, context: Context, options: argparse.Namespace) 
     results: dict[str, Any] = load_json(file) if file.is_file() else {}
     kept: dict[str, Any] = results.setdefault("pieces", {})
     pieces = experiment.pieces(context.quick)
-    wanted = [p for p in pieces if not options.only or any(p.name.startswith(name) for name in options.only)]
+    names = {piece.name for piece in pieces}
+    whole, begun = ({n for n in options.only or [] if (n in names) == known} for known in (True, False))
+    wanted = [p for p in pieces if not options.only or p.name in whole or any(p.name.startswith(n) for n in begun)]
     if options.plan:
         for piece in wanted:
             found = kept.get(piece.name)
@@ -176,7 +186,8 @@ def _run(experiment: Experiment, context: Context, options: argparse.Namespace) 
         begin = time.monotonic()
         done = piece.make(context, {name: other["result"] for name, other in kept.items()})
         seconds = round(time.monotonic() - begin, 1)
-        kept[piece.name] = {"settings": settings, "seconds": seconds, "machine": machine(), "result": done}
+        place = {**machine(), **({} if context.device == "cpu" else {"device": torch.cuda.get_device_name()})}
+        kept[piece.name] = {"settings": settings, "seconds": seconds, "machine": place, "result": done}
         _write(experiment, context, results)
     _write(experiment, context, results)
     return 0
@@ -192,13 +203,17 @@ def _write(experiment: Experiment, context: Context, results: dict[str, Any]) ->
     for name, picture in plots.items():
         write_atomically(context.out / name, picture)
     hours = sum(piece["seconds"] for piece in results["pieces"].values()) / 3600
-    places = sorted({f"{p['machine']['cpu']}, {p['machine']['cores']} cores" for p in results["pieces"].values()})
+    places = sorted({_place(piece["machine"]) for piece in results["pieces"].values()})
     images = " and ".join(sorted({piece["settings"]["images"] for piece in results["pieces"].values()}))
     foot = f"Images: {images or 'none yet'}. {hours:.1f} hours in all, on {'; '.join(places) or 'no machine yet'}."
     if context.quick:
         foot += " A smoke test on tiny networks: its numbers mean nothing."
     page = f"# {experiment.title}\n\n{BEGIN}\n\n{text.strip()}\n\n{foot}\n\n{END}\n"
     write_atomically(context.out / "README.md", page.encode())
+
+
+def _place(machine: Mapping[str, Any]) -> str:
+    return machine.get("device") or f"{machine['cpu']}, {machine['cores']} cores"
 
 
 def _fail(message: str, status: int = 1) -> int:

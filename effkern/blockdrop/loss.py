@@ -58,12 +58,11 @@ def reward(
     if keep.dim() != 2 or correct.shape != keep.shape[:1]:
         raise ValueError(f"correct must be [B] and keep [B, K], got {list(correct.shape)} and {list(keep.shape)}")
     count = keep.shape[1]
-    cost = torch.ones(count) if cost is None else cost
-    cost = cost.to(device=keep.device, dtype=torch.float32)
-    if cost.shape != (count,) or bool((cost < 0).any()) or not bool(cost.sum() > 0):
+    if cost is not None and (cost.shape != (count,) or bool((cost < 0).any()) or not bool(cost.sum() > 0)):
         raise ValueError(f"cost must be {count} numbers of at least 0, not all 0, got {cost.tolist()}")
     if not overhead >= 0:
         raise ValueError(f"overhead must be at least 0, got {float(overhead)}")
+    cost = keep.new_ones(count, dtype=torch.float32) if cost is None else cost.to(keep.device, torch.float32)
     # A product and a sum, as autocast would round a matrix product to 16 bits.
     usage = ((keep * cost).sum(1) + overhead) / (cost.sum() + overhead)
     # torch.where, because indexing with `correct` turns into assigning rows 0 and 1 once it is an integer tensor.

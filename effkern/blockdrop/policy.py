@@ -39,7 +39,7 @@ def sample(s: Tensor, generator: torch.Generator | None = None, uniform: Tensor 
     """
     if uniform is None:
         uniform = torch.rand(s.shape, generator=generator, device=s.device, dtype=torch.float32)
-    return uniform.to(s.device) < s
+    return uniform.to(s.device, non_blocking=True) < s
 
 
 def wide(logits: Tensor) -> Tensor:
@@ -120,6 +120,8 @@ def load_first_blocks(policy: PolicyNet, weights: Mapping[str, Tensor]) -> None:
         room, _, rest = name.partition(".")
         stage, _, part = rest.partition(".")
         source = f"layer{int(stage) + 1}.0.{part}" if room == "blocks" else name
+        if source not in weights and source.endswith(".num_batches_tracked"):
+            continue  # older files do not count the batches
         if source not in weights or weights[source].shape != tensor.shape:
             got = list(weights[source].shape) if source in weights else "nothing"
             raise ValueError(f"weights: {source} must be {list(tensor.shape)}, got {got}")

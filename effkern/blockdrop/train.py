@@ -15,6 +15,7 @@ from effkern.blockdrop.loss import EntropyForm, leave_one_out, policy_loss, rewa
 from effkern.blockdrop.network import BlockDropNet, eval_mode
 from effkern.blockdrop.policy import bound, greedy, sample, wide
 from effkern.nn.residual import set_bn_over
+from effkern.nn.skip import SkipBlock
 from effkern.training import RowCache
 
 BnStats = Literal["active", "all", "frozen"]
@@ -51,8 +52,9 @@ class _Drawing:
 
     def note(self, gains: Tensor, drawn: Tensor) -> None:
         """Record a step."""
-        self.rewards.append(float(gains.mean()))
-        self.usages.append(float(drawn.float().mean()))
+        reward, usage = torch.stack([gains.mean(), drawn.float().mean()]).tolist()  # one wait for a device, not two
+        self.rewards.append(reward)
+        self.usages.append(usage)
 
     def take(self) -> dict[str, float]:
         """The last step's record, taken out: for who keeps records of his own."""
@@ -174,13 +176,16 @@ class Finetune(_Drawing):
         logits = wide(net.policy(x))
         s = torch.sigmoid(logits.detach())
         drawn, best = sample(bound(s, self.a), self.generator, uniform), greedy(s)
+        # Plain blocks gather the rows they run. How many those are is then known after one wait for a device.
+        rows = torch.stack([drawn, best]).cpu()
+        skips = any(isinstance(module, SkipBlock) for module in backbone.modules())
         with eval_mode(backbone), torch.no_grad():
-            baseline = self._reward(backbone(x, best), y, best)
+            baseline = self._reward(backbone(x, best if skips else rows[1]), y, best)
         if self.bn_stats == "frozen":
             with eval_mode(backbone):
                 scores = backbone(x, drawn)
         else:
-            scores = backbone(x, drawn)
+            scores = backbone(x, rows[0])
         gain = self._reward(scores.detach(), y, drawn)
         self.note(gain, drawn)
         return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(logits, drawn, gain - baseline, self.a)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,16 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
+    @property
+    def device(self) -> torch.device:
+        """Where the images lie, and what learns from them."""
+        return self.train.labels.device
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same with its images on ``device``. What is drawn for them is the same on every device."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "val", "test")}
+        return replace(self, **splits)
+
     def feed(self, split: Split, batch_size: int, seed: int = 0, augment: bool = False, shift: int = 1) -> BatchFeed:
         """Batches of ``split`` by step number, for :func:`effkern.training.train`."""
         return BatchFeed(self, split, batch_size, seed, augment, shift)
@@ -54,8 +64,9 @@ class Dataset:
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 ``[n, c, h, w]`` to float32 with mean 0 and deviation 1 over the training set."""
         if isinstance(self.mean, tuple) or isinstance(self.std, tuple):
-            mean, std = (torch.tensor(value, device=images.device).reshape(-1, 1, 1) for value in (self.mean, self.std))
-            return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
+            mean, std = (torch.tensor(value).reshape(-1, 1, 1) for value in (self.mean, self.std))
+            factor, offset = (t.to(images.device, non_blocking=True) for t in (1 / (255 * std), mean / std))
+            return images.to(torch.float32).mul_(factor).sub_(offset)
         return images.to(torch.float32).mul_(1 / (255 * self.std)).sub_(self.mean / self.std)
 
     def batches(

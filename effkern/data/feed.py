@@ -57,7 +57,8 @@ class BatchFeed:
     def order(self, epoch: int) -> Tensor:
         """The order of all images in an epoch."""
         if epoch != self._epoch:
-            self._order = torch.randperm(len(self.split), generator=self._generator(_ORDER, epoch))
+            order = torch.randperm(len(self.split), generator=self._generator(_ORDER, epoch))
+            self._order = order.to(self.split.labels.device)
             self._epoch = epoch
         return self._order
 

@@ -29,6 +29,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device | str) -> Split:
+        """The same on ``device``."""
+        return Split(self.images.to(device), self.labels.to(device))
+
     def __getitem__(self, index: slice | Tensor) -> Split:
         return Split(self.images[index], self.labels[index])
 

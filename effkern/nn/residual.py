@@ -169,7 +169,7 @@ class ResidualBlock(nn.Module):
         Args:
             x: ``[N, in_channels, H, W]``.
             keep: ``[N]``, bool, uint8 or float in [0, 1]: 1 runs the block, 0 takes the shortcut, between blends the
-                two.
+                two. It may lie on the host whatever the device of ``x``.
                 Default: every sample runs it.
 
         Returns:
@@ -180,10 +180,12 @@ class ResidualBlock(nn.Module):
             return F.relu(self.residual(x) + shortcut)
         if self.bn_over == "kept":
             return self._forward_kept(x, shortcut, keep)
-        return blend(keep, F.relu(self.residual(x) + shortcut), shortcut)
+        return blend(keep.to(x.device), F.relu(self.residual(x) + shortcut), shortcut)
 
     def _forward_kept(self, x: Tensor, shortcut: Tensor, keep: Tensor) -> Tensor:
-        rows = keep.nonzero().flatten()
+        # How many rows there are decides what is launched: a mask on the host spares waiting for a device here.
+        rows = keep.nonzero().flatten().to(x.device, non_blocking=True)
+        keep = keep.to(x.device, non_blocking=True)
         if rows.numel() == 0:
             return shortcut.clone() if shortcut is x else shortcut
         bn_stats = False if rows.numel() < MIN_KEPT else None

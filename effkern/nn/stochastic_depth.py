@@ -119,7 +119,7 @@ def stochastic_depth(
         return shortcut  # not 0 * branch, which would be NaN where the branch is infinite
     if keep is None:
         return shortcut + _scaled(branch(x), factor)
-    rows = keep.nonzero().flatten().to(x.device)
+    rows = keep.nonzero().flatten().to(x.device, non_blocking=True)
     if rows.numel() == 0:
         return shortcut
     with _running_statistics(branch, rows.numel() < MIN_KEPT and training):

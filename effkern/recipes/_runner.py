@@ -101,7 +101,7 @@ def run_recipe(
     Args:
         name: one of :func:`names`.
         config: a TOML file.
-        data: images.
+        data: images; the run takes place on the device they are on.
         folder: of the run.
         settings: single values in place of the file's, as ``train.lr=0.1``.
         fresh: forget what is in ``folder``.
@@ -138,11 +138,11 @@ def run_recipe(
 
 
 def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain: Mapping[str, Any]) -> dict[str, Any]:
-    method, recipe = phase.build(), phase.recipe
+    method, recipe = phase.build().to(data.device), phase.recipe
     shown = config.data
     images = data.train if phase.images is None else phase.images
     feed = data.feed(images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
-    settings = {name: value for name, value in asdict(config.run).items() if name != "cache_gb"}
+    settings = {name: value for name, value in asdict(config.run).items() if name not in ("cache_gb", "skip_ops")}
     run = Run(folder, plain, defaults_of(config), **settings)
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
     best = folder / "best.safetensors"

@@ -42,6 +42,8 @@ class RunConfig:
     Attributes:
         cache_gb: memory for what frozen parts of a network make of images that are not augmented; it changes no result,
             so a run may be resumed with another.
+        skip_ops: whether passes without gradient skip blocks by effkern's ops; else they run plain PyTorch. It changes
+            rounding alone.
     """
 
     save_every_s: float = 300.0
@@ -51,6 +53,7 @@ class RunConfig:
     tensorboard: bool = False
     norms: bool = False
     cache_gb: float = 0.0
+    skip_ops: bool = True
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class StochasticDepthTraining(Method):
         if hasattr(self.network, "num_blocks"):
             keep = self.draw(len(x), at)
             at.metrics["blocks"] = keep.float().sum(1).mean()
-            scores = self.network(x, keep.to(x.device))
+            scores = self.network(x, keep)  # the mask stays on the host, where rows are counted
         else:
             scores = self.network(x)
         yield F.cross_entropy(scores, y, label_smoothing=self.label_smoothing)

@@ -122,6 +122,14 @@ def train(
             loop.close()
 
 
+def _numbers(values: Iterable[Any]) -> list[float]:
+    """Scalars and numbers as floats, after one wait for the device they are on."""
+    values = list(values)
+    on_device = [value.detach().double().reshape(()) for value in values if isinstance(value, Tensor)]
+    found = iter(torch.stack(on_device).tolist() if on_device else [])
+    return [next(found) if isinstance(value, Tensor) else float(value) for value in values]
+
+
 def _device(module: nn.Module) -> torch.device:
     return next((p.device for p in module.parameters()), torch.device("cpu"))
 
@@ -170,7 +178,8 @@ class _Loop:
         """All steps that are left."""
         self.method.train()
         with progress(self.planned, self.desc, initial=self.step, disable=not self.ranks.is_first) as bar:
-            while (fraction := self.fraction()) < 1:
+            fraction = self.fraction()
+            while fraction < 1:
                 at = Step(self.step, self.step // self.feed.steps_per_epoch, fraction, self.recipe.seed)
                 metrics = self.one(at, stop)
                 self.step += 1
@@ -180,7 +189,8 @@ class _Loop:
                 bar.update()
                 if self.step % 10 == 0:
                     bar.set_postfix_str(f"loss {sum(self.losses[-10:]) / len(self.losses[-10:]):.3f}", refresh=False)
-                self.report(metrics, stop)
+                fraction = self.fraction()
+                self.report(metrics, stop, last=fraction >= 1)
         return FitResult(self.step, self.planned, self.seconds, self.losses, self.metrics, self.best)
 
     def fraction(self) -> float:
@@ -227,20 +237,20 @@ class _Loop:
         """Gradients of one part of the batch, and its metrics."""
         x, y = self.feed(at.number, at.part, at.parts)
         x, y = x.to(self.device), y.to(self.device)
-        total = 0.0
+        losses: list[Tensor] = []
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(stream_seed(at.seed, at.number, at.part, _GLOBAL))
-            losses = iter(self.method.losses(x, y, at))
+            each = iter(self.method.losses(x, y, at))
             while True:
                 # Autocast ends before the backward pass, which runs in the dtypes the forward pass chose.
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bf16):
-                    loss = next(losses, None)
+                    loss = next(each, None)
                 if loss is None:
                     break
                 if loss.requires_grad:
                     (loss / at.parts).backward()
-                total += loss.item()
-        return {"loss": total, **{name: float(value) for name, value in at.metrics.items()}}
+                losses.append(loss.detach())
+        return {"loss": sum(_numbers(losses)), **dict(zip(at.metrics, _numbers(at.metrics.values()), strict=True))}
 
     def last_good(self) -> str:
         """For an error message."""
@@ -248,13 +258,12 @@ class _Loop:
             return ""
         return f"; {self.files.history.stands()}"
 
-    def report(self, metrics: dict[str, float], stop: StopRequest) -> None:
+    def report(self, metrics: dict[str, float], stop: StopRequest, last: bool) -> None:
         """Log, evaluate and save what is due after a step."""
         if self.files is None:
             if stop.signal:
                 raise Interrupted(f"{self.desc}: stopped after {self.step} of {self.planned} steps", stop.signal)
             return
-        last = self.step >= self.planned
         if self.held_out is not None and (last or self.files.evaluates(self.step, self.feed.steps_per_epoch)):
             self.evaluate(self.held_out)
         self.files.log(self.step, metrics, last)

@@ -63,7 +63,7 @@ class Step:
         What a sample draws does not depend on how many ranks and parts the batch is in.
         """
         whole = torch.rand(rows * self.parts, *shape, generator=self.generator(stream))
-        return whole[self.part * rows : (self.part + 1) * rows].to(device)
+        return whole[self.part * rows : (self.part + 1) * rows].to(device, non_blocking=True)
 
 
 class Method(nn.Module):

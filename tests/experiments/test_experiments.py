@@ -53,6 +53,13 @@ def test_a_piece_is_done_once(run, tmp_path):
     assert "| second | 2 |" in (tmp_path / "README.md").read_text() and (tmp_path / "p.png").read_bytes() == b"x"
 
 
+def test_a_name_is_not_the_beginning_of_another(run):
+    two = lambda quick: [pieces(quick)[0], replace(pieces(quick)[0], name="first one"), pieces(quick)[1]]  # noqa: E731
+    experiment = replace(TOY, pieces=two)
+    assert run("--only", "first", experiment=experiment) == 0 and CALLS == ["first"]
+    assert run("--only", "fir", experiment=experiment) == 0 and CALLS == ["first", "first"]
+
+
 def test_a_piece_with_other_settings_is_done_again(run):
     run()
     changed = lambda quick: [pieces(quick)[0], replace(pieces(quick)[1], settings={"a": (2, 4)})]  # noqa: E731

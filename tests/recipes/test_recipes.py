@@ -150,6 +150,20 @@ def test_rewards_may_count_work_or_time(tmp_path, capsys):
     assert "policy.overhead: needs policy.cost = 'macs' or 'time'" in capsys.readouterr().err
 
 
+def test_passes_without_gradient_may_run_plain_pytorch(tmp_path, capsys):
+    """The same training but for rounding; a run may go on the other way, so nothing is trained anew."""
+    plain = "run.skip_ops=false"
+    assert cli.main(command("blockdrop", tmp_path / "ops")) == 0
+    assert cli.main(command("blockdrop", tmp_path / "plain", plain)) == 0
+    first, second = (load_weights(tmp_path / name / "joint" / "final.safetensors") for name in ("ops", "plain"))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-3, atol=1e-4)
+    before = (tmp_path / "ops" / "joint" / "train.csv").read_text()
+    assert cli.main(command("blockdrop", tmp_path / "ops", plain)) == 0
+    assert (tmp_path / "ops" / "joint" / "train.csv").read_text() == before
+
+
 def test_what_is_not_there_is_listed(tmp_path, capsys):
     for arguments, message in (
         (["train", "blockdorp", "--data", "digits"], "'blockdorp': must be one of blockdrop"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import resource
@@ -24,6 +25,7 @@ from effkern.training import (
     Interrupted,
     Method,
     Recipe,
+    Run,
     Step,
     Supervised,
     fit,
@@ -319,6 +321,24 @@ def test_a_finished_run_only_gives_its_result(tmp_path):
     method, again = go(tmp_path)
     assert again.losses == [] and (again.steps, again.metrics, again.best) == (20, first.metrics, first.best)
     assert method.steps == 20
+
+
+def test_a_run_whose_time_is_over_is_finished(tmp_path):
+    """Time is the loop's clock, of which every look takes a second; the last step is evaluated and saved."""
+    recipe = replace(RECIPE, budget_s=12.0)
+    ticks = itertools.count()
+
+    def timed():
+        images, method = data(), Noisy(network())
+        feed = BatchFeed(images, images.train, recipe.batch_size, recipe.seed)
+        run = Run(tmp_path, save_every_s=1e9, evaluate_every=100.0)
+        held_out = lambda: images.batches(images.val, 32)  # noqa: E731
+        return train(method, feed, recipe, run=run, held_out=held_out, clock=lambda: float(next(ticks)))
+
+    first = timed()
+    assert first.cut_short and first.metrics and newest(tmp_path)["state"]["step"] == first.steps
+    again = timed()
+    assert again.losses == [] and (again.steps, again.metrics) == (first.steps, first.metrics)
 
 
 def test_parts_accumulate_to_the_whole_batch():

@@ -138,7 +138,8 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             network.load_state_dict(outcome("base"))
             if config.base.survival < 1:  # the scale of inference becomes part of the weights
                 network = deploy(_stochastic(network, config.base))
-        return skip_form(network).to(memory_format=torch.channels_last)
+        network = skip_form(network) if config.run.skip_ops else network
+        return network.to(memory_format=torch.channels_last)
 
     def net() -> BlockDropNet:
         network, chosen = backbone(), config.policy
