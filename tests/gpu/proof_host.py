@@ -280,7 +280,7 @@ def test_widths_that_do_not_fit_are_held_to_what_does():
 
     def args(c_in: list[int], c_out: list[int]) -> tuple:
         return (x, w, None, torch.tensor(c_in), torch.tensor(c_out, dtype=torch.int32), 10, [1, 1], [1, 1], [1, 1], 1,
-                "prefix_groups", None, None, None, "none", "auto")  # fmt: skip
+                "prefix_groups", None, None, None, "none", "auto", True)  # fmt: skip
 
     sample = Sample("widths", op, op.reference, args([8, 0, 8], [10, 10, 0]))
     want = call(sample, sample.args)
