@@ -6,7 +6,7 @@ from __future__ import annotations
 COUNTS: dict[str, str] = {}
 
 #: The parts, in the order in which the line names them.
-PARTS = ("compiled", "schedules", "mutants", "operators", "triton")
+PARTS = ("compiled", "schedules", "mutants", "operators", "triton", "interpreter")
 
 
 def line() -> str:

@@ -8,6 +8,8 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 from tests.native.package import CHECKOUT
 
 FLAGS = (
@@ -71,3 +73,9 @@ def run_tests(program: Path, **environment: str) -> int:
     failed = [run.stdout + run.stderr for run in runs if run.returncode != 0 or ", 0 failed checks" not in run.stdout]
     assert not failed, "\n".join(failed)
     return sum(int(found[1]) for run in runs if (found := re.search(r"(\d+) kernel runs", run.stdout)))
+
+
+def chosen(request: pytest.FixtureRequest, parameter: str) -> list[str]:
+    """Values of a parameter in the tests that pytest runs."""
+    specs = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    return [spec.params[parameter] for spec in specs if parameter in spec.params]

@@ -4,7 +4,8 @@ temporary tensors, launches and kernels, against the samples every op is tested 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from effkern.ops._registry import OPS, checked_error
 from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, layouts, map_tensors, to_double
+from tests.gpu.counts import COUNTS
 from tests.gpu.host_library import NAMESPACE, load
 from tests.ops.catalog import (
     as_tuple,
@@ -58,14 +60,30 @@ def as_rounded(sample: Sample, dtype: torch.dtype) -> Sample:
     return dataclasses.replace(sample, magnitude=lambda *args: magnitude(*args) * times)
 
 
+#: Calls of each operator.
+CALLS: Counter[str] = Counter()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def ops(tmp_path_factory) -> frozenset[str]:
-    return load(tmp_path_factory.mktemp("host"))
+def ops(tmp_path_factory) -> Iterator[frozenset[str]]:
+    yield load(tmp_path_factory.mktemp("host"))
+    COUNTS["operators"] = f"{CALLS.total()} calls of {len(CALLS)} operators"
+
+
+def on_harness(name: str) -> Callable[..., Any]:
+    """An operator of the library, counted."""
+    op = getattr(getattr(torch.ops, NAMESPACE), name)
+
+    def counted(*args: Any) -> Any:
+        CALLS[name] += 1
+        return op(*args)
+
+    return counted
 
 
 def call(sample: Sample, args: tuple) -> Any:
     try:
-        return getattr(getattr(torch.ops, NAMESPACE), sample.op.name)(*args)
+        return on_harness(sample.op.name)(*args)
     except RuntimeError as error:
         raise checked_error(error) from None
 
@@ -134,7 +152,7 @@ def test_a_sample_does_not_depend_on_the_others(key):
 @pytest.mark.parametrize("key", [key for key in keys() if key.startswith("multi_branch_bn")])
 def test_gradients_of_batch_norms(key):
     sample = every_sample()[key]
-    op = getattr(torch.ops, NAMESPACE).multi_branch_bn_add_relu_backward
+    op = on_harness("multi_branch_bn_add_relu_backward")
     xs, weight, bias, *_, training, _, _, relu = sample.args
     y, mean, invstd, *_ = call(sample, sample.args)
     incoming = torch.randn(y.shape, generator=torch.Generator().manual_seed(5))
@@ -172,7 +190,7 @@ def check_gradients(sample: Sample, got: Sequence[Tensor], incoming: tuple[Tenso
 def on_device(monkeypatch) -> None:
     """Lets the package's own formulas call the backward ops of the library."""
     for name in GRADIENTS:
-        monkeypatch.setattr(OPS[name], "_op", getattr(getattr(torch.ops, NAMESPACE), name).default)
+        monkeypatch.setattr(OPS[name], "_op", on_harness(name))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -189,7 +207,7 @@ def test_gradients_through_ops_of_their_own(key, dtype, on_device):
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 def test_dropped_samples_leave_no_trace_in_gradients(soft):
-    op = getattr(torch.ops, NAMESPACE).skip_block_backward
+    op = on_harness("skip_block_backward")
     random = torch.Generator().manual_seed(7)
     x, grad, y = (torch.randn(6, 8, 5, 4, generator=random) for _ in range(3))
     weights = [torch.randn(8, 8, 3, 3, generator=random) / 8 for _ in range(2)]
@@ -239,7 +257,7 @@ def test_gradients_lie_as_their_fakes_promise(name):
     first = None
     for layout in layouts(x):
         args = arguments(*(layouts(t)[layout] for t in (x, grad, weights[0])))
-        got = getattr(getattr(torch.ops, NAMESPACE), name)(*args)
+        got = on_harness(name)(*args)
         assert [g.stride() for g in got] == [g.stride() for g in OPS[name].fake(*args)], layout
         first = first or got
         assert all(same_bits(a, b) for a, b in zip(got, first, strict=True)), layout
@@ -297,9 +315,9 @@ def test_a_stage_in_one_launch_has_the_bits_of_its_blocks(dtype, shape, blocks):
     keep[0] = 1
     weights = [(torch.randn(c, c, 3, 3) / (3 * c**0.5)).to(dtype) for _ in range(2 * blocks)]
     biases = [torch.randn(c) for _ in range(2 * blocks)]
-    ops = getattr(torch.ops, NAMESPACE)
+    skip_stage, skip_basic_block = on_harness("skip_stage"), on_harness("skip_basic_block")
     want = x
     for b in range(blocks):
         pairs = [t for pair in zip(weights, biases, strict=True) for t in pair][4 * b : 4 * b + 4]
-        want = ops.skip_basic_block(want, keep[:, b], *pairs, 1, None, "relu", "auto")
-    assert same_bits(ops.skip_stage(x, keep, weights, biases, "basic", "relu", "auto"), want)
+        want = skip_basic_block(want, keep[:, b], *pairs, 1, None, "relu", "auto")
+    assert same_bits(skip_stage(x, keep, weights, biases, "basic", "relu", "auto"), want)

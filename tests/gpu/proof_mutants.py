@@ -20,7 +20,7 @@ import pytest
 
 from tests.gpu import mutants
 from tests.gpu.counts import COUNTS
-from tests.gpu.harness import FLAGS, WORKERS, compile_all, compiler, link, machine_sources
+from tests.gpu.harness import FLAGS, WORKERS, chosen, compile_all, compiler, link, machine_sources
 from tests.gpu.mutant_table import FOUND, PAGE, SURVIVES, read, table
 from tests.gpu.mutants import MUTANTS, Mutant
 from tests.native.package import CHECKOUT
@@ -141,12 +141,6 @@ class Jobs:
         new = len(MUTANTS) - len(read(PAGE))
         missing = f" ({new} not in docs/gpu-mutants.md yet: python -m tests.gpu.mutant_table)" if new else ""
         COUNTS["mutants"] = f"{killed} of {len(MUTANTS)} mutants killed{missing}"
-
-
-def chosen(request: pytest.FixtureRequest, parameter: str) -> list[str]:
-    """Values of a parameter in the tests of this file that pytest runs."""
-    specs = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
-    return [spec.params[parameter] for spec in specs if parameter in spec.params]
 
 
 @pytest.fixture(scope="module")

@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.gpu import toolkit
+from tests.gpu.counts import COUNTS
+from tests.gpu.harness import WORKERS, chosen
 from tests.native.package import CHECKOUT
+from tests.ops.catalog import every_sample
 
 triton: Any = pytest.importorskip("triton", reason="triton cannot be imported: pip install triton")
 
@@ -44,10 +50,24 @@ def interpret(*arguments: str) -> str:
     return run.stdout
 
 
-def keys(ops: tuple[str, ...]) -> list[str]:
-    from tests.ops.catalog import every_sample
+def arguments(family: str, dtype: str) -> tuple[str, ...]:
+    return "-d", dtype, *(key for key in every_sample() if key.split("/")[0] in FAMILIES[family])
 
-    return [key for key in every_sample() if key.split("/")[0] in ops]
+
+#: What the interpreter runs, one process each.
+RUNS = {f"{family} {dtype}": arguments(family, dtype) for family in FAMILIES for dtype in DTYPES}
+RUNS |= {case: ("--random", case) for case in ("ragged", "skip", "ranges", "strides", "norms")}
+
+
+@pytest.fixture(scope="module")
+def runs(request) -> Iterator[dict[str, Future[str]]]:
+    """Of the chosen tests, on all processors at once."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        started = {name: pool.submit(interpret, *RUNS[name]) for name in chosen(request, "interpreted")}
+        yield started
+    said = [run.result() for run in started.values() if run.exception() is None]
+    launches = sum(int(re.search(r"(\d+) launches", text)[1]) for text in said)
+    COUNTS["interpreter"] = f"{launches} launches in Triton's interpreter"
 
 
 def test_the_twins_are_there():
@@ -57,15 +77,9 @@ def test_the_twins_are_there():
     assert {n for n, op in OPS.items() if _backend.twin(op) is not None} == {n for f in FAMILIES.values() for n in f}
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_values_in_the_interpreter(family, dtype):
-    print(interpret("-d", dtype, *keys(FAMILIES[family])).splitlines()[-1])
-
-
-@pytest.mark.parametrize("case", ["ragged", "skip", "ranges", "strides", "norms"])
-def test_random_cases_in_the_interpreter(case):
-    print(interpret("--random", case).splitlines()[-1])
+@pytest.mark.parametrize("interpreted", RUNS)
+def test_values_in_the_interpreter(runs, interpreted):
+    print(runs[interpreted].result().splitlines()[-1])
 
 
 def measure(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
@@ -93,6 +107,7 @@ def kernels(tmp_path_factory) -> dict[str, dict[str, dict[str, Any]]]:
     BUILD.mkdir(parents=True, exist_ok=True)
     (BUILD / "triton.md").write_text(markdown(found))
     print("\n" + markdown(found))
+    COUNTS["triton"] = f"{len(found)} Triton kernels compiled for {len(PRODUCTS)} targets"
     return found
 
 
