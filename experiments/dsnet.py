@@ -23,6 +23,7 @@ from experiments.common import Context, Cycle, Experiment, Piece, batches_of, fr
 SEEDS = (0, 1, 2)
 WIDTHS = (16, 32, 48, 64)
 LENGTHS = (0.5, 2, 6)
+GATED = 6  # epochs of the supernets that get gates, and of the widths trained alone
 TEACHERS = {
     "bootstrapping": ["supernet.target=bootstrapping"],
     "distillation": ["supernet.target=distillation"],
@@ -55,7 +56,7 @@ QUICK = [
 def pieces(quick: bool) -> list[Piece]:
     """Supernets, networks of one width, gates, times."""
     add, seeds = (QUICK, SEEDS[:1]) if quick else ([], SEEDS)
-    lengths, budgets = ((0.3,), (0.9,)) if quick else (LENGTHS, BUDGETS)
+    lengths, gated, budgets = ((0.3,), 0.3, (0.9,)) if quick else (LENGTHS, GATED, BUDGETS)
     result: list[Piece] = []
     after = "bootstrapping"
     forms = {**GATES, **{f"{CHOSEN}, budget {share}": _budget(share) for share in budgets}}
@@ -66,9 +67,9 @@ def pieces(quick: bool) -> list[Piece]:
             result.append(Piece(f"supernet {target}, {epochs:g} epochs, seed {seed}", settings, make))
         for name, form in forms.items():
             free = [] if "budget" in name else ["gate.exact=false", "gate.budget=1.0"]
-            supernet = [*add, *TEACHERS[after], *_length(lengths[-1], seed)]
+            supernet = [*add, *TEACHERS[after], *_length(gated, seed)]
             settings = [*supernet, *form, *free, f"gate.train.seed={seed}"]
-            make = partial(train_gate, name=name, after=f"{after}-{lengths[-1]:g}-{seed}", seed=seed, settings=settings)
+            make = partial(train_gate, name=name, after=f"{after}-{gated:g}-{seed}", seed=seed, settings=settings)
             result.append(Piece(f"gate {name}, seed {seed}", settings, make))
         for width in (4, 6, 8) if quick else WIDTHS:
             stage = (
@@ -80,7 +81,7 @@ def pieces(quick: bool) -> list[Piece]:
                 *add,
                 f"network.options={{{stage},space=[0]}}",
                 "supernet.target=labels",
-                *_length(lengths[-1], seed),
+                *_length(gated, seed),
             ]
             make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
             result.append(Piece(f"alone {width}, seed {seed}", settings, make))
@@ -289,6 +290,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     made = {name: piece["result"] for name, piece in results["pieces"].items()}
     parts, plots = [], {}
     supernets, alone, gates = (_grouped(made, kind) for kind in ("supernet", "alone", "gate"))
+    supernets = dict(sorted(supernets.items(), key=lambda item: float(item[0].split()[1])))  # shorter ones first
     if supernets:
         rows = [[name, *_columns(group)] for name, group in supernets.items()]
         count = len(rows[0]) - 1
