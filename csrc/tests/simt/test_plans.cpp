@@ -5,6 +5,12 @@
 #include "../../block_skip/stage.cuh"
 #include "../../conv/conv_configs.cuh"
 #include "../../conv/depthwise.cuh"
+#include "../../conv_backward/act_grad.cuh"
+#include "../../conv_backward/depthwise_wgrad.cuh"
+#include "../../conv_backward/fold.cuh"
+#include "../../conv_backward/transpose.cuh"
+#include "../../conv_backward/wgrad.cuh"
+#include "../../multi_branch_bn/bn_backward.cuh"
 #include "../../pq/decode.cuh"
 #include "../../pq/dots.cuh"
 #include "../../pq/dots_mma.cuh"
@@ -18,20 +24,23 @@ namespace {
 using namespace conv::gpu;
 
 template <class C>
-void print() {
+void print(int shared, const char* kernel = "") {
   constexpr const char* names[] = {"F16", "BF16", "TF32", "F32"};
-  std::printf("plan %s %dx%d %dx%d %d%s: %d threads %d bytes %d blocks\n", names[static_cast<int>(C::kMath)], C::kTileM,
-              C::kTileN, C::kWarpM, C::kWarpN, C::kStages, C::kAligned ? "" : "u", C::kThreads, kSharedBytes<C>,
+  std::printf("plan %s%s %dx%d %dx%d %d%s: %d threads %d bytes %d blocks\n", kernel, names[static_cast<int>(C::kMath)],
+              C::kTileM, C::kTileN, C::kWarpM, C::kWarpN, C::kStages, C::kAligned ? "" : "u", C::kThreads, shared,
               C::kBlocks);
-  EXPECT(kSharedBytes<C> <= 99 << 10, "more than a block may have on parts with 100 KiB");
+  EXPECT(shared <= 99 << 10, "more than a block may have on parts with 100 KiB");
 }
 
 template <Math kMath, class T>
 void tiles() {
-  print<Large<kMath, T>>();
-  print<Narrow<kMath, T>>();
-  print<Small<kMath, T>>();
-  print<Unaligned<kMath, T>>();
+  print<Large<kMath, T>>(kSharedBytes<Large<kMath, T>>);
+  print<Narrow<kMath, T>>(kSharedBytes<Narrow<kMath, T>>);
+  print<Small<kMath, T>>(kSharedBytes<Small<kMath, T>>);
+  print<Unaligned<kMath, T>>(kSharedBytes<Unaligned<kMath, T>>);
+  print<WgradLarge<kMath, T>>(WgradLarge<kMath, T>::kShared, "wgrad ");
+  print<WgradSmall<kMath, T>>(WgradSmall<kMath, T>::kShared, "wgrad ");
+  print<WgradUnaligned<kMath, T>>(WgradUnaligned<kMath, T>::kShared, "wgrad ");
 }
 
 }  // namespace
@@ -92,6 +101,25 @@ TEST(other_plans) {
   };
   coded(device::F16{}, "effkern::device::F16"), coded(device::BF16{}, "effkern::device::BF16");
   coded(float{}, "float");
+  for (const std::string type : {"<effkern::device::F16>", "<effkern::device::BF16>", "<float>"}) {
+    print(("act_grad" + type).c_str(), device::kColumnThreads, device::kColumnShared, 8);
+    print(("transpose" + type).c_str(), kTransposeThreads, kTransposeShared, 4);
+    print(("depthwise_wgrad" + type).c_str(), device::kColumnThreads, device::kColumnShared, 3);
+    print(("fold" + type).c_str(), kFoldThreads, 0, 4);
+  }
+  const auto batch_norms = [&]<class T>(T, const std::string& type) {
+    namespace bn = multi_branch_bn::gpu;
+    print(("bn_statistics" + type).c_str(), device::kColumnThreads, bn::kStatisticsShared, 8);
+    print(("bn_apply" + type).c_str(), device::kColumnThreads, 0, 4);
+    print(("bn_gradient_sums" + type).c_str(), device::kColumnThreads, bn::kSumsShared<T>, 3);
+    print(("bn_gradient_apply" + type).c_str(), device::kColumnThreads, bn::kGradientShared<T>, 4);
+  };
+  batch_norms(device::F16{}, "<effkern::device::F16>");
+  batch_norms(device::BF16{}, "<effkern::device::BF16>");
+  batch_norms(0.0f, "<float>");
+  print("bn_finish", multi_branch_bn::gpu::kFinishThreads, 0, 8);
+  print("bn_gradient_finish", multi_branch_bn::gpu::kFinishThreads, 0, 8);
+  print("fold_sums", kFoldThreads, 0, 4);
   // A stage of CIFAR: 16 channels @32, 32 @16, 64 @8.
   constexpr const char* maths[] = {"F16", "BF16", "TF32", "F32"};
   for (int math = 0; math < 4; ++math)
