@@ -36,9 +36,9 @@ def cuobjdump() -> Path | None:
 
 
 def version(toolkit: Path) -> str:
-    """For instance 13.0."""
+    """For instance 13.0.88: each build makes code of its own."""
     text = subprocess.run([toolkit / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", text)[1]
+    return re.search(r"V(\d+\.\d+\.\d+)", text)[1]
 
 
 def known_archs(toolkit: Path) -> list[int]:

@@ -1,6 +1,7 @@
 // Prints what each kernel is launched with, for the static checks (tests/gpu/proof_static.py).
 #include <cstring>
 
+#include "../../block_skip/block_grad.cuh"
 #include "../../block_skip/compact.cuh"
 #include "../../block_skip/stage.cuh"
 #include "../../conv/conv_configs.cuh"
@@ -11,10 +12,12 @@
 #include "../../conv_backward/transpose.cuh"
 #include "../../conv_backward/wgrad.cuh"
 #include "../../multi_branch_bn/bn_backward.cuh"
+#include "../../pq/book_grad.cuh"
 #include "../../pq/decode.cuh"
 #include "../../pq/dots.cuh"
 #include "../../pq/dots_mma.cuh"
 #include "../../pq/embedding.cuh"
+#include "../../sliced_conv/ragged_grad.cuh"
 #include "../../sliced_conv/schedule.cuh"
 #include "../check.h"
 
@@ -32,15 +35,21 @@ void print(int shared, const char* kernel = "") {
   EXPECT(shared <= 99 << 10, "more than a block may have on parts with 100 KiB");
 }
 
+template <Math kMath, class T, bool kListed>
+void wgrad_tiles(const char* kernel) {
+  print<WgradLarge<kMath, T, kListed>>(WgradLarge<kMath, T, kListed>::kShared, kernel);
+  print<WgradSmall<kMath, T, kListed>>(WgradSmall<kMath, T, kListed>::kShared, kernel);
+  print<WgradUnaligned<kMath, T, kListed>>(WgradUnaligned<kMath, T, kListed>::kShared, kernel);
+}
+
 template <Math kMath, class T>
 void tiles() {
   print<Large<kMath, T>>(kSharedBytes<Large<kMath, T>>);
   print<Narrow<kMath, T>>(kSharedBytes<Narrow<kMath, T>>);
   print<Small<kMath, T>>(kSharedBytes<Small<kMath, T>>);
   print<Unaligned<kMath, T>>(kSharedBytes<Unaligned<kMath, T>>);
-  print<WgradLarge<kMath, T>>(WgradLarge<kMath, T>::kShared, "wgrad ");
-  print<WgradSmall<kMath, T>>(WgradSmall<kMath, T>::kShared, "wgrad ");
-  print<WgradUnaligned<kMath, T>>(WgradUnaligned<kMath, T>::kShared, "wgrad ");
+  wgrad_tiles<kMath, T, false>("wgrad ");
+  wgrad_tiles<kMath, T, true>("listed wgrad ");
 }
 
 }  // namespace
@@ -106,6 +115,11 @@ TEST(other_plans) {
     print(("transpose" + type).c_str(), kTransposeThreads, kTransposeShared, 4);
     print(("depthwise_wgrad" + type).c_str(), device::kColumnThreads, device::kColumnShared, 3);
     print(("fold" + type).c_str(), kFoldThreads, 0, 4);
+    print(("block_grad" + type).c_str(), device::kColumnThreads, device::kColumnShared, 5);
+    print(("ragged_grad" + type).c_str(), device::kColumnThreads, device::kColumnShared, 5);
+    print(("book_grad" + type).c_str(), pq::kBookGradThreads, pq::kBookGradFloats * 4, 4);
+    print(("book_fold" + type).c_str(), pq::kBookFoldThreads, 0, 4);
+    print(("row_dots" + type).c_str(), pq::kRowDotsThreads, 0, 4);
   }
   const auto batch_norms = [&]<class T>(T, const std::string& type) {
     namespace bn = multi_branch_bn::gpu;
@@ -117,9 +131,11 @@ TEST(other_plans) {
   batch_norms(device::F16{}, "<effkern::device::F16>");
   batch_norms(device::BF16{}, "<effkern::device::BF16>");
   batch_norms(0.0f, "<float>");
-  print("bn_finish", multi_branch_bn::gpu::kFinishThreads, 0, 8);
-  print("bn_gradient_finish", multi_branch_bn::gpu::kFinishThreads, 0, 8);
+  using multi_branch_bn::gpu::kBranches, multi_branch_bn::gpu::kTermThreads, multi_branch_bn::gpu::kFinishShared;
+  print("bn_finish", kBranches * kTermThreads, kFinishShared, 1);
+  print("bn_gradient_finish", (1 + kBranches) * kTermThreads, kFinishShared, 1);
   print("fold_sums", kFoldThreads, 0, 4);
+  print("fold_table", sliced_conv::kFoldTableThreads, 0, 4);
   // A stage of CIFAR: 16 channels @32, 32 @16, 64 @8.
   constexpr const char* maths[] = {"F16", "BF16", "TF32", "F32"};
   for (int math = 0; math < 4; ++math)
