@@ -63,7 +63,7 @@ class PolicyConfig:
     :class:`effkern.blockdrop.PolicyTraining`.
 
     Attributes:
-        weights: file of a trained residual network whose stem and first blocks a ``large`` policy begins with.
+        weights: file of a trained residual network whose stem and first blocks, of its shapes, the policy begins with.
         overhead: whether the reward counts what every image costs besides, the policy network included.
     """
 
