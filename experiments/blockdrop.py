@@ -38,9 +38,9 @@ from effkern.report.plots import block_usage, curves, who_used_what
 from effkern.training import Step, Timing, count_macs, load_config, load_weights, measure
 from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
 
-GAMMAS = (5.0, 7.0, 8.0, 10.0, 2.0, 1.0)
+GAMMAS = (5.0, 2.0, 1.0, 7.0, 8.0, 10.0)
 FIRST = 5.0  # its run trains base and policy for all
-CHOSEN = 5.0  # looked at in detail, and measured
+CHOSEN = 2.0  # most accurate on held-out images with at most 70 % of the blocks; looked at in detail, and measured
 BATCHES = (1, 8, 64, 256)
 LARGE_BATCHES = (1, 8, 32)
 USAGES = (1.0, 0.75, 0.5, 0.3)
@@ -56,7 +56,25 @@ STARTED_TEXT = (
     "held-out accuracy flatters; every number below is of the test images. Images that went through JPEG are harder "
     "than the original pixels, so numbers are not to be compared with a paper's."
 )
+#: What the experiment is to reach: points under the dense network, and share of its blocks.
+MOST_LOST, MOST_USED = 1.0, 0.7
+#: Likewise of time: how far its share may lie above that of multiply-adds, at which batch.
+MOST_LATE, TIMED = 0.05, 64
+OUTLOOK = (
+    "Likely to help, none of it tried: a penalty between 2 and 5, as their policies end on both sides of the share "
+    "that is asked for; a joint phase of hundreds of passes (the paper's has 2000); and a policy that enters the joint "
+    "phase with more different decisions (more entropy, more passes on its own), as a handful of decisions can hardly "
+    "be better than a static choice."
+)
 TINY = "network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2}"
+#: Pieces of results.json that no call makes again: another recipe, kept for comparison.
+EARLIER = "earlier recipe, gamma "
+EARLIER_TEXT = (
+    "An earlier recipe, against the same dense network: a base trained on for 26 passes at a learning rate of 0.1 "
+    "(87.98 %), the joint phase for 28 passes at 2e-3. It gave up more of what the weights held, but of what keeps to "
+    "70 % of the blocks its gamma 5 is the most accurate. (Before that, a joint phase of 6 passes on two cores ended "
+    "at 87.11 % with 10.03 blocks, 1.68 points under a dense network of 88.79 %.)\n\n"
+)
 QUICK = [
     TINY,
     "policy.widths=[4]",
@@ -378,7 +396,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     """Everything that is there yet."""
     made = {name: piece["result"] for name, piece in results["pieces"].items()}
     parts, plots = [], {}
-    gammas = {name.split()[1]: made[name] for name in made if name.startswith("gamma ")}
+    gammas = _of_kind(made, "gamma ")
     if "dense" in made:
         begun = f", begun with `{made['dense']['began_with']}`" if made["dense"]["began_with"] else ""
         parts.append(
@@ -399,8 +417,13 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         ]
         heads = ["gamma", "top-1 %", "blocks", "policies", "policy alone, %", "its blocks", "base, %"]
         parts.append("Penalty of a wrong answer in the joint phase:\n\n" + table(heads, rows))
+        parts += _target_part(made, gammas, results["pieces"])
         points = [[row[2], row[1]] for row in rows]
         series = {"policy": sorted(points)}
+        if earlier := _of_kind(made, EARLIER):
+            series["policy, earlier recipe"] = sorted(
+                [one["joint"]["blocks"], one["joint"]["top1"]] for one in earlier.values()
+            )
         for rule in ("random", "first blocks", "best static"):
             found = [
                 [b["blocks"], b["top1"]] for b in made.get("analysis", {}).get("baselines", []) if b["rule"] == rule
@@ -412,7 +435,8 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     if "analysis" in made:
         found = made["analysis"]
         parts.append(
-            f"The policy of gamma {CHOSEN:g} is right on {found['top1']:.2f} % "
+            f"Gamma {CHOSEN:g} is the most accurate of the table on held-out images with at most "
+            f"{100 * MOST_USED:.0f} % of the blocks. Its policy is right on {found['top1']:.2f} % "
             f"({found['top1'] - made['dense']['top1']:+.2f} points against the dense network). It runs "
             f"{found['blocks_used']:.2f} ± {found['blocks_deviation']:.2f} of {found['of_blocks']} blocks, "
             f"{found['unique_policies']} different decisions on the test images, {100 * found['macs']['left']:.1f} % "
@@ -423,6 +447,11 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
                 ["rule", "network", "top-1 %", "blocks"],
                 [[b["rule"], b["network"], b["top1"], b["blocks"]] for b in found["baselines"]],
             )
+        )
+        static = next(b for b in found["baselines"] if b["rule"] == "best static")
+        parts.append(
+            f"Against the best static choice on its own network the policy is {found['top1'] - static['top1']:+.2f} "
+            f"points with {found['blocks_used'] - static['blocks']:+.2f} blocks: a static choice runs whole blocks."
         )
         parts.append(
             "Blocks by class:\n\n"
@@ -461,8 +490,18 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         ]
         parts.append(
             "Time, policy included, against the faster dense form of effkern and of PyTorch; the last columns are the "
-            "same decisions in plain PyTorch:\n\n" + table(heads, rows)
+            "same decisions in plain PyTorch. "
+            + results["pieces"]["time"].get("note", "")
+            + "\n\n"
+            + table(heads, rows)
         )
+        late = {r["batch"]: r["time_left"] - left for r in made["time"]} if left is not None else {}
+        if TIMED in late:
+            met = "reached" if late[TIMED] <= MOST_LATE else "**missed**"
+            parts.append(
+                f"Asked for: at batch {TIMED}, a time left at most {MOST_LATE} above the multiply-adds left; {met}, "
+                f"with {late[TIMED]:.2f}."
+            )
     if "step time" in made:
         parts.append(
             "Time of a training step:\n\n" + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
@@ -485,6 +524,57 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts), plots
 
 
+def _of_kind(made: Mapping[str, Any], begin: str) -> dict[str, Any]:
+    """Results by what follows ``begin`` in their pieces' names, the smallest penalty first."""
+    found = {name.removeprefix(begin): made[name] for name in made if name.startswith(begin)}
+    return dict(sorted(found.items(), key=lambda item: float(item[0])))
+
+
+def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Mapping[str, Any]) -> list[str]:
+    """What was asked for against what was reached, how long it was trained for, and what came before."""
+    parts = []
+    if "analysis" in made:
+        dense, blocks = made["dense"]["top1"], made["analysis"]["of_blocks"]
+        ends = [(gamma, dense - one["joint"]["top1"], one["joint"]["blocks"] / blocks) for gamma, one in gammas.items()]
+        said = [f"gamma {gamma} ends {lost:.2f} points under it with {100 * used:.1f} %" for gamma, lost, used in ends]
+        met = any(lost <= MOST_LOST and used <= MOST_USED for _, lost, used in ends)
+        parts.append(
+            f"Asked for: at most {MOST_LOST:.1f} point under the dense network with at most {100 * MOST_USED:.0f} % of "
+            f"its {blocks} blocks. **{'Reached' if met else 'Missed'}**: {'; '.join(said)}. {'' if met else OUTLOOK}"
+        )
+    device = pieces[f"gamma {FIRST:g}"]["machine"].get("device") if f"{FIRST:g}" in gammas else None
+    if device:
+        lengths = [
+            f"{name} {_range([one[name]['seconds'] for one in gammas.values()])} s, "
+            f"{_range([one[name]['steps'] for one in gammas.values()])} steps"
+            for name in ("base", "policy", "joint")
+        ]
+        parts.append(
+            f"Trained on one {device}, several trainings at once. Every phase ended when its seconds were spent, with "
+            f"the schedule played to its end: {'; '.join(lengths)}. So a repetition takes other steps and gives other "
+            "numbers; `config.toml` names the passes that were done. Base and policy are shared."
+        )
+    earlier = _of_kind(made, EARLIER)
+    if earlier:
+        rows = [
+            [
+                gamma,
+                one["joint"]["top1"],
+                made["dense"]["top1"] - one["joint"]["top1"],
+                one["joint"]["blocks"],
+                one["joint"]["steps"],
+            ]
+            for gamma, one in earlier.items()
+        ]
+        parts.append(EARLIER_TEXT + table(["gamma", "top-1 %", "points under dense", "blocks", "joint steps"], rows))
+    return parts
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.0f}", f"{max(values):.0f}"
+    return low if low == high else f"{low} to {high}"
+
+
 def _course_part(made: Mapping[str, Any], plots: dict[str, bytes]) -> list[str]:
     rows, series = [], {}
     for name in COURSES:
@@ -494,6 +584,7 @@ def _course_part(made: Mapping[str, Any], plots: dict[str, bytes]) -> list[str]:
         rows.append(
             [
                 name,
+                len(found),
                 *(spread([one["policy"][key] for one in found]) for key in ("top1", "blocks", "patterns")),
                 spread([one["base"] for one in found]),
             ]
@@ -503,7 +594,7 @@ def _course_part(made: Mapping[str, Any], plots: dict[str, bytes]) -> list[str]:
     if not rows:
         return []
     plots["curriculum.png"] = curves({"x": "step", "y": "top-1 on held-out images, %", "series": series})
-    heads = ["45 blocks, policy alone", "top-1 %", "blocks", "policies", "base, %"]
+    heads = ["45 blocks, policy alone", "seeds", "top-1 %", "blocks", "policies", "base, %"]
     return [table(heads, rows) + "\n\n![curriculum](curriculum.png)"]
 
 

@@ -44,6 +44,8 @@ BUDGETS = (0.3, 0.5, 0.7)
 STABILITY = (("batch", 0.5), ("group", 0.3), ("group", 0.5), ("group", 1.0))
 STABILITY_EPOCHS, STABILITY_STEPS = 0.75, 150
 CHANCE = 20.0  # %: a network that is no better at its widest has diverged
+#: What is asked of the gates: diversity in nat, points over the static mixture, distance from a budget.
+MOST_ALIKE, LEAST_OVER, MOST_OFF = 0.3, 0.2, 0.03
 BATCHES = (1, 8, 64)
 LARGE_BATCHES = (1, 8, 32)
 QUICK = [
@@ -292,12 +294,12 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     supernets, alone, gates = (_grouped(made, kind) for kind in ("supernet", "alone", "gate"))
     supernets = dict(sorted(supernets.items(), key=lambda item: float(item[0].split()[1])))  # shorter ones first
     if supernets:
-        rows = [[name, *_columns(group)] for name, group in supernets.items()]
-        count = len(rows[0]) - 1
-        heads = ["what all but the widest learn, length", *(f"width {i}" for i in range(count))]
+        rows = [[name, len(group), *_columns(group)] for name, group in supernets.items()]
+        count = len(rows[0]) - 2
+        heads = ["what all but the widest learn, length", "seeds", *(f"width {i}" for i in range(count))]
         if alone:
             columns = [spread([g["top1_by_width"][0] for g in group]) for group in alone.values()]
-            rows.append(["each width trained alone", *columns])
+            rows.append(["each width trained alone", min(map(len, alone.values())), *columns])
         parts.append("Top-1 in % of every width:\n\n" + table(heads, rows))
         series: dict[str, list[list[float]]] = {}
         for name, group in supernets.items():
@@ -305,6 +307,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             series.setdefault(target, []).append([float(epochs), mean(g["top1_by_width"][0] for g in group)])
         plots["length.png"] = curves({"x": "epochs", "y": "top-1 of the slimmest, %", "series": series})
         parts.append("![against the length of training](length.png)")
+        parts += _crossover_part(series)
     parts += _stability_part(made)
     if gates:
         gate_rows: list[list[Any]] = []
@@ -318,6 +321,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             gate_rows.append(
                 [
                     name,
+                    len(group),
                     spread(of("top1")),
                     spread(over),
                     spread(of("oracle")),
@@ -330,6 +334,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             )
         heads = [
             "gate",
+            "seeds",
             "top-1 %",
             "over static mixture",
             "oracle",
@@ -341,14 +346,15 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         ]
         parts.append(GATES_TEXT + table(heads, gate_rows))
         best = gates.get(CHOSEN) or next(iter(gates.values()))
-        points = {
-            "one width for all": [
-                [m / best[0]["macs_at"][-1], t] for m, t in zip(best[0]["macs_at"], best[0]["top1_at"], strict=True)
-            ]
-        }
-        points |= {name: [[g["macs_left"], g["top1"]] for g in group] for name, group in gates.items()}
+        at = [mean(column) for column in zip(*(g["top1_at"] for g in best), strict=True)]
+        widest = best[0]["macs_at"][-1]
+        points = {"one width for all": [[m / widest, t] for m, t in zip(best[0]["macs_at"], at, strict=True)]}
+        for name, group in gates.items():
+            if len(group) == len(best):  # else the networks under it are not those of the curve
+                points[name] = [[mean(g["macs_left"] for g in group), mean(g["top1"] for g in group)]]
         plots["gates.png"] = curves({"x": "share of multiply-adds", "y": "top-1, %", "series": points})
-        parts.append("![gates](gates.png)")
+        parts.append("Means over the seeds, of the gates that have all:\n\n![gates](gates.png)")
+        parts += _asked_part(gates, made)
     for name, title in (
         ("time", "Time of the trained network"),
         ("large networks", "Supernets at 224x224, random weights, even choices"),
@@ -369,6 +375,49 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             heads = ["network", "way", "batch", "ms an image", "MACs left", "time left", "difference"]
             parts.append(f"{title}, gate included, against the widest way:\n\n" + table(heads, rows))
     return "\n\n".join(parts), plots
+
+
+def _crossover_part(series: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
+    """The teacher that the method proposes against the others, by length."""
+    lines = []
+    own = {epochs: top1 for epochs, top1 in series.get("bootstrapping", [])}
+    for other in ("distillation", "labels"):
+        found = [(epochs, own[epochs] - top1) for epochs, top1 in series.get(other, []) if epochs in own]
+        if found:
+            said = ", ".join(f"{by:+.2f} after {epochs:g} epochs" for epochs, by in found)
+            never = "" if any(by > 0 for _, by in found) else "; not ahead at any length, so the crossover lies beyond"
+            lines.append(f"Bootstrapping against {other}, slimmest width, points: {said}{never}.")
+    if lines:
+        lines.append("Differences within the spread of the seeds tell nothing.")
+    return [" ".join(lines)] if lines else []
+
+
+def _asked_part(gates: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[str, Any]) -> list[str]:
+    """What was asked of the gates against what was reached, and what is missing."""
+
+    def verdict(met: bool) -> str:
+        return "reached" if met else "**missed**"
+
+    said = []
+    if CHOSEN in gates:
+        over = mean(g["top1"] - g["static_mixture"] for g in gates[CHOSEN])
+        diverse = mean(g["gate_diversity"] for g in gates[CHOSEN])
+        said.append(f"a diversity above {MOST_ALIKE} nat, {verdict(diverse > MOST_ALIKE)} with {diverse:.2f}")
+        said.append(f"{LEAST_OVER:+} points over the static mixture, {verdict(over >= LEAST_OVER)} with {over:+.2f}")
+    for name, group in gates.items():
+        if "budget" in name:
+            off = max(abs(g["macs_left"] / g["budget"] - 1) for g in group)
+            said.append(
+                f"the multiply-adds of {name} within {100 * MOST_OFF:.0f} %, {verdict(off <= MOST_OFF)} with "
+                f"{100 * off:.1f} % at most"
+            )
+    wanted = [*GATES, *(f"{CHOSEN}, budget {share}" for share in BUDGETS)]
+    absent = [
+        *(f"gate {name}" for name in wanted if name not in gates),
+        *(name for name in ("time", "large networks") if name not in made),
+    ]
+    lines = [f"Asked for, of {CHOSEN}: {'; '.join(said)}."] if said else []
+    return [*lines, *([f"Not on this page yet: {'; '.join(absent)}."] if absent else [])]
 
 
 def _stability_part(made: Mapping[str, Any]) -> list[str]:
