@@ -1,8 +1,7 @@
 """Builds effkern's native libraries. Metadata lives in pyproject.toml; no file here names an op.
 
 `_C.so`       csrc/*/*.cpp: LibTorch stable ABI, runs on any torch from 2.10.
-`_C_cuda.so`  csrc/*/*.cu and *_cuda.cpp: the same for CUDA, from torch 2.13, built when nvcc is found
-              (EFFKERN_CUDA=auto|0|1).
+`_C_cuda.so`  csrc/*/*.cu and *_cuda.cpp: the same for CUDA, built when nvcc is found (EFFKERN_CUDA=auto|0|1).
 `_host`       csrc/host/: pybind11 module for host-side work on NumPy arrays.
 """
 
@@ -19,8 +18,8 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 BUILDS = {"build", "build_ext", "bdist_wheel", "editable_wheel", "develop", "install"} & set(sys.argv)
-# Oldest torch each library runs on (major, minor as two bytes): see torch/csrc/stable/version.h.
-TARGET = {"cpu": "0x020a000000000000", "cuda": "0x020d000000000000"}
+# Oldest torch the libraries run on (major, minor as two bytes): see torch/csrc/stable/version.h.
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 ARCHS = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 CXX = [
     "-O3",
@@ -98,7 +97,7 @@ def extensions() -> list:
             "effkern._C",
             sources("csrc/*/*.cpp"),
             py_limited_api=True,
-            extra_compile_args={"cxx": [*CXX, f"-DTORCH_TARGET_VERSION={TARGET['cpu']}"]},
+            extra_compile_args={"cxx": [*CXX, TARGET]},
         )
     ]
     host = sources("csrc/host/*.cpp", leave_out=())
@@ -121,12 +120,14 @@ def extensions() -> list:
                 include_dirs=[f"{home}/include"],
                 library_dirs=[f"{home}/lib64"],
                 libraries=["cudart_static", "dl", "rt", "pthread"],
+                # libtorch.so brings libtorch_cuda.so where torch has one; its one symbol is weak (csrc/common/cuda/scope.h).
+                extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
                 extra_compile_args={
-                    "cxx": [*CXX, f"-DTORCH_TARGET_VERSION={TARGET['cuda']}"],
+                    "cxx": [*CXX, TARGET],
                     "nvcc": [
                         "-O3",
                         "-std=c++20",
-                        f"-DTORCH_TARGET_VERSION={TARGET['cuda']}",
+                        TARGET,
                         "-DUSE_CUDA",
                         f"-Xcompiler=-ffile-prefix-map={ROOT}=.",
                     ],

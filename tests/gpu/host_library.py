@@ -20,7 +20,7 @@ NAMESPACE = "effkern_simt"
 SHARED = ("common/arguments.cpp", "sliced_conv/slice.cpp")
 FLAGS = (
     "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror", "-Wno-psabi",
-    "-Wno-unknown-pragmas", "-DEFFKERN_SIMT", "-DTORCH_TARGET_VERSION=0x020d000000000000",
+    "-Wno-unknown-pragmas", "-DEFFKERN_SIMT", "-DTORCH_TARGET_VERSION=0x020a000000000000",
 )  # fmt: skip
 
 

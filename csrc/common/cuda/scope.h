@@ -14,6 +14,10 @@
 
 #include "../tensor.h"
 
+// In torch's CUDA library since long before stable::accelerator::Stream had a native handle (torch 2.13). Weak: the
+// library must load with a torch that has no CUDA; there no tensor is on the GPU and nobody calls it.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+
 namespace effkern::device {
 
 inline bool is_here(const Tensor& tensor) { return tensor.is_cuda(); }
@@ -23,8 +27,8 @@ class Scope {
  public:
   // TypeError unless x is on the GPU: an op comes here when any of its tensors is.
   Scope(const Tensor& x, Arg arg)
-      : guard_(index_of(x, arg)), stream_(torch::stable::accelerator::getCurrentStream(x.get_device_index())) {}
-  Stream stream() const { return static_cast<Stream>(stream_.nativeHandle()); }
+      : guard_(index_of(x, arg)), stream_(current(x.get_device_index())) {}
+  Stream stream() const { return stream_; }
   // A tensor's elements as a kernel takes them.
   template <class T>
   Global<T> of(const Tensor& tensor) const {
@@ -36,8 +40,13 @@ class Scope {
     EFFKERN_CHECK_TYPE(is_here(x), arg.op, ": ", arg.name, " must be on the GPU like the other arguments");
     return x.get_device_index();
   }
+  static Stream current(int32_t device) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    return static_cast<Stream>(stream);
+  }
   torch::stable::accelerator::DeviceGuard guard_;
-  torch::stable::accelerator::Stream stream_;
+  Stream stream_;
 };
 
 }  // namespace effkern::device

@@ -10,6 +10,7 @@
 #include <ATen/ops/view_native.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/library.h>
 
 #include <set>
@@ -58,6 +59,11 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(const c10::DeviceIndex) const override { runtime::wait("synchronize the device"); }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t index, void** stream) {
+  *stream = runtime::handle(index, runtime::current_stream(index));
+  return AOTI_TORCH_SUCCESS;
+}
 
 struct Allocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
