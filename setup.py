@@ -145,6 +145,15 @@ def build_command() -> type:
             self.no_python_abi_suffix = name.split(".")[-1] != "_host"  # only _host uses CPython's own ABI
             return super().get_ext_filename(name)
 
+        def build_extension(self, ext: object) -> None:
+            # A torch without CUDA does not have nvcc tell ninja which headers it read.
+            headers = [p.stat().st_mtime for p in ROOT.glob("csrc/**/*.*h")]
+            for source in (s for s in ext.sources if s.endswith(".cu")):
+                built = Path(self.build_temp) / Path(source).with_suffix(".o")
+                if built.exists() and built.stat().st_mtime < max(headers):
+                    built.unlink()
+            super().build_extension(ext)
+
         def get_export_symbols(self, ext: object) -> list[str]:
             return []  # _C has no PyInit_: it is loaded by torch.ops.load_library, not imported
 
