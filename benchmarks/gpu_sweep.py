@@ -27,7 +27,7 @@ from benchmarks.gpu_timing import Call, Clock, GraphClock, Timing
 from effkern import ops
 
 SWITCH = "EFFKERN_CONV_TILE"
-TILES = ("auto", "large", "narrow", "small")
+TILES = ("auto", "large", "narrow", "small", "tiny")
 #: Rows, columns, warps, stages of the Triton kernel's tiles; channels of a step are those it takes anyway.
 TRITON = (
     (128, 128, 8, 3), (128, 128, 4, 3), (128, 128, 8, 4), (128, 256, 8, 3), (256, 128, 8, 3), (128, 64, 4, 3),

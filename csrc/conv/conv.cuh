@@ -12,8 +12,8 @@
 
 namespace effkern::conv::gpu {
 
-template <Math kMath_, class T_, int kTileM_, int kTileN_, int kWarpM_, int kWarpN_, int kStages_, int kBlocks_,
-          bool kAligned_>
+template <Math kMath_, class T_, int kTileM_, int kTileN_, int kWarpM_, int kWarpN_, int kStages_, int kHalves_,
+          int kBlocks_, bool kAligned_>
 struct Config {
   using T = T_;
   static constexpr Math kMath = kMath_;
@@ -21,8 +21,9 @@ struct Config {
   static constexpr int kBlocks = kBlocks_;     // that one multiprocessor is to hold, which bounds the registers
   static constexpr bool kAligned = kAligned_;  // 16-byte copies: base, strides and c_in's chunks allow them
   static constexpr int kWarps = kTileM / kWarpM * (kTileN / kWarpN), kThreads = kWarps * 32;
-  static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(T));  // K of a stage
-  static constexpr int kStageBytes = (kTileM + kTileN) * kRowBytes;
+  static constexpr int kHalves = kHalves_;  // rows of 64 bytes a stage and operand: what a turn's overhead is shared by
+  static constexpr int kHalfDepth = kRowBytes / static_cast<int>(sizeof(T)), kDepth = kHalves * kHalfDepth;  // of K
+  static constexpr int kHalfBytes = (kTileM + kTileN) * kRowBytes, kStageBytes = kHalves * kHalfBytes;
   using Sums = std::conditional_t<kMath == Math::F32, Fmas<Config>, TensorCore<Config>>;
 };
 
@@ -66,13 +67,17 @@ __device__ __forceinline__ void convolve(const Problem<typename C::T>& p, const 
       if (s < steps) loader.load();
       device::copy_commit();
     }
-    int32_t full = 0;  // the stage to multiply, in bytes
+    int32_t full = 0, c = 0;  // the stage to multiply, in bytes, and its first channel
     for (int32_t ahead = steps - (C::kStages - 1); ahead > 1 - C::kStages; --ahead) {
       device::copy_wait<C::kStages - 2>();
       device::sync();  // the stage is there for all, and all are done with the one before it, which is filled next
+      sums.multiply(device::shared_memory() + full);
+      // Between the products, which run on while addresses are worked out, and not in front of them.
       if (ahead > 0) loader.load();
       device::copy_commit();
-      sums.multiply(device::shared_memory() + full);
+      if constexpr (C::kHalves == 2)
+        if (c + C::kHalfDepth < tile.part.c_in) sums.multiply(device::shared_memory() + (full + C::kHalfBytes));
+      c = c + C::kDepth < tile.part.c_in ? c + C::kDepth : 0;
       full = full + C::kStageBytes < C::kStages * C::kStageBytes ? full + C::kStageBytes : 0;
     }
     device::sync();  // the stages become the epilogue's; the last turn left no copy behind

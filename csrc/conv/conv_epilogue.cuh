@@ -76,27 +76,52 @@ class Epilogue {
     load_table(0);
   }
 
-  // Sums are registers, so a strip of them is chosen by comparison and not by an index; the rest of the code is there
-  // once.
+  // Sums are registers, so a strip of them is chosen by comparison and not by an index. A strip's rows of the residual
+  // are on their way while its sums go through shared memory.
   __device__ __forceinline__ void run(const Sums& sums) {
 #pragma unroll 1
     for (int strip = 0; strip < C::kWarpM / kStrip; ++strip) {
+      Row rows[kStrip / kRows];
+#pragma unroll
+      for (int i = 0; i < kStrip / kRows; ++i) rows[i] = begin_row(warp_m_ + strip * kStrip + i * kRows + row_);
 #pragma unroll
       for (int s = 0; s < C::kWarpM / kStrip; ++s)
         if (s == strip) sums.stage(s, (device::shared_memory() + strip_).template as<float>());
       device::sync_warp();
-#pragma unroll 1
-      for (int row = 0; row < kStrip; row += kRows) store_row(strip * kStrip, row + row_);
+#pragma unroll
+      for (int i = 0; i < kStrip / kRows; ++i) store_row(rows[i], strip * kStrip, i * kRows + row_);
       device::sync_warp();
     }
   }
 
  private:
-  __device__ void store_row(int first, int row) {
+  struct Row {
+    int64_t y;  // offset of its first channel; negative: nothing to store
+    Vec<T, kPer> residual;
+  };
+
+  __device__ __forceinline__ Row begin_row(int in_tile) {
+    const auto place =
+        device::load<Vec<int64_t, 2>>((device::shared_memory() + kPlaces).template as<Vec<int64_t, 2>>() + in_tile);
+    Row row{active_ > 0 || zeros_ > 0 ? place.v[0] : -1, {}};
+    if (row.y < 0 || !p_.residual) return row;
+    const Global<const T> residual = p_.residual + (place.v[1] + channel_);
+    if (active_ >= kPer && p_.wide_residual) {
+      row.residual = device::load<Vec<T, kPer>>(residual);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kPer; ++e)
+        if (e < active_) row.residual.v[e] = device::load<T>(residual + e);
+    }
+    return row;
+  }
+
+  __device__ __forceinline__ void store_row(const Row& place, int first, int row) {
+    if (place.y < 0) return;
     Vec<float, kPer> v;
     const Shared<float> from = (device::shared_memory() + strip_).template as<float>() + (row * Sums::kPitch + column_);
-    // Neighbouring groups of four lanes read their halves in opposite order: eight lanes then touch every bank once.
-    const int swap = kPer == 8 ? device::lane() >> 2 & 1 : 0;
+    // Half of the lanes read their halves in opposite order: eight lanes then touch every bank once.
+    const int swap = kPer == 8 ? device::lane() >> (kLanes == 2 ? 0 : 2) & 1 : 0;
     Vec<float, 4> part[kPer / 4];
 #pragma unroll
     for (int i = 0; i < kPer / 4; ++i) part[i] = device::load<Vec<float, 4>>(from + (i ^ swap) * 4);
@@ -104,27 +129,14 @@ class Epilogue {
     for (int e = 0; e < kPer; ++e) v.v[e] = swap != 0 ? part[(e / 4 + 1) % (kPer / 4)].v[e % 4] : part[e / 4].v[e % 4];
 
     const int in_tile = warp_m_ + first + row;
-    const auto place =
-        device::load<Vec<int64_t, 2>>((device::shared_memory() + kPlaces).template as<Vec<int64_t, 2>>() + in_tile);
-    if (place.v[0] < 0 || (active_ <= 0 && zeros_ <= 0)) return;
     if (p_.table_row)
       load_table(device::load<int32_t>((device::shared_memory() + kTables).template as<int32_t>() + in_tile));
-    const Global<T> y = p_.y + (place.v[0] + channel_);
-    const Global<const T> residual = p_.residual + (place.v[1] + channel_);
+    const Global<T> y = p_.y + (place.y + channel_);
 #pragma unroll
     for (int e = 0; e < kPer; ++e) v.v[e] = device::fma(v.v[e], scale_[e], shift_[e]);
-    const bool whole = active_ >= kPer;
-    Vec<T, kPer> r{};
     if (p_.residual) {
-      if (whole && p_.wide_residual) {
-        r = device::load<Vec<T, kPer>>(residual);
-      } else {
 #pragma unroll
-        for (int e = 0; e < kPer; ++e)
-          if (e < active_) r.v[e] = device::load<T>(residual + e);
-      }
-#pragma unroll
-      for (int e = 0; e < kPer; ++e) v.v[e] += device::to_float(r.v[e]);
+      for (int e = 0; e < kPer; ++e) v.v[e] += device::to_float(place.residual.v[e]);
     }
 #pragma unroll
     for (int e = 0; e < kPer; ++e) v.v[e] = e < active_ ? activate(v.v[e], p_.act) : 0.0f;
@@ -132,7 +144,7 @@ class Epilogue {
       const float gate = device::load<float>((device::shared_memory() + kGates).template as<float>() + in_tile);
 #pragma unroll
       for (int e = 0; e < kPer; ++e)  // exactly the new value at 1: the residual may be infinite
-        if (gate != 1.0f) v.v[e] = device::fma(gate, v.v[e], (1.0f - gate) * device::to_float(r.v[e]));
+        if (gate != 1.0f) v.v[e] = device::fma(gate, v.v[e], (1.0f - gate) * device::to_float(place.residual.v[e]));
     }
     Vec<T, kPer> out;
 #pragma unroll

@@ -37,18 +37,21 @@ void set_widths(Problem<T>& p) {
   p.wide_residual = groups && p.residual && detail::in_chunks<T>(p.residual.p, p.rs);
 }
 
-enum class Choice { Large, Narrow, Small, Unaligned };
+enum class Choice { Large, Narrow, Small, Tiny, Unaligned };
 
-// Small tiles when large ones would not fill the device once; narrow ones when half of a tile's columns would be empty.
-// With lists and parts the counts are the most there can be.
+// Large tiles where each multiprocessor has one and every other two, small ones from a tile each on, else tiny ones:
+// the borders that an H100 gave. Without tensor cores products take the time, the rest of the last tiles counts, and
+// large ones never won. Narrow ones where half of a tile's columns would be empty. With lists and parts the counts are
+// the most there can be.
 template <class T>
-Choice choose(const Problem<T>& p, int32_t large_m, int32_t large_n, unsigned processors) {
+Choice choose(const Problem<T>& p, bool fmas, unsigned processors) {
   if (!copies_chunks(p)) return Choice::Unaligned;
   const int64_t rows = static_cast<int64_t>(p.whole.count) * p.out.h * p.out.w;
-  const int64_t columns = std::max(p.whole.c_out, p.zero_to);
-  const int64_t large = (rows + large_m - 1) / large_m * ((columns + large_n - 1) / large_n) * p.groups;
-  if (columns <= 32) return rows * p.groups >= 128 * static_cast<int64_t>(processors) ? Choice::Narrow : Choice::Small;
-  return large >= processors ? Choice::Large : Choice::Small;
+  const int64_t columns = std::max(p.whole.c_out, p.zero_to), all = processors;
+  const auto tiles = [&](int64_t m, int64_t n) { return (rows + m - 1) / m * ((columns + n - 1) / n) * p.groups; };
+  if (tiles(64, 64) <= all) return Choice::Tiny;
+  if (columns <= 32) return rows * p.groups >= 128 * all ? Choice::Narrow : Choice::Small;
+  return !fmas && 2 * tiles(128, 64) >= 3 * all ? Choice::Large : Choice::Small;
 }
 
 // Upper bound of the tiles of a launch: each part may end in a tile of few rows.

@@ -34,6 +34,7 @@ inline Choice asked_for(Choice chosen) {
   if (tile == nullptr || chosen == Choice::Unaligned) return chosen;
   if (std::strcmp(tile, "large") == 0) return Choice::Large;
   if (std::strcmp(tile, "narrow") == 0) return Choice::Narrow;
+  if (std::strcmp(tile, "tiny") == 0) return Choice::Tiny;
   return std::strcmp(tile, "small") == 0 ? Choice::Small : chosen;
 }
 #else
@@ -49,14 +50,15 @@ void run_as(Problem<T> p, device::Stream stream) {
   EFFKERN_CHECK_VALUE(!p.parts || p.groups == 1, "conv: groups must be 1 with several widths, got ", p.groups);
   if (pixels == 0 || (p.whole.c_out == 0 && p.zero_to == 0)) return;
   set_widths(p);
-  using L = Large<kMath, T>;
-  switch (asked_for(choose(p, L::kTileM, L::kTileN, device::processors("conv")))) {
+  switch (asked_for(choose(p, kMath == Math::F32, device::processors("conv")))) {
     case Choice::Large:
-      return launch_tiles<L>(p, stream);
+      return launch_tiles<Large<kMath, T>>(p, stream);
     case Choice::Narrow:
       return launch_tiles<Narrow<kMath, T>>(p, stream);
     case Choice::Small:
       return launch_tiles<Small<kMath, T>>(p, stream);
+    case Choice::Tiny:
+      return launch_tiles<Tiny<kMath, T>>(p, stream);
     case Choice::Unaligned:
       return launch_tiles<Unaligned<kMath, T>>(p, stream);
   }

@@ -1,7 +1,8 @@
 // Brings the operands of the implicit GEMM into shared memory, one K block of one tap a stage: A is a row of channels
 // for each output pixel, read through the tap's offset; B a row of channels for each output channel, read from the
 // weight as it lies. Both are zero past the active channels, because 0 * NaN is NaN. Rows of 64 bytes are four chunks
-// of 16, chunk c of row r lying at c ^ (r / 2 % 4): copies and ldmatrix touch all banks once.
+// of 16, chunk c of row r lying at c ^ (r / 2 % 4): copies and ldmatrix touch all banks once. A stage holds such a row
+// or two of each; a second one without active channels is neither written nor multiplied.
 #pragma once
 
 #include "conv_gpu.h"
@@ -69,12 +70,15 @@ class Loader {
     }
 #pragma unroll
     for (int i = 0; i < kB; ++i) {
-      // Outputs past the prefix multiply the last one's weights: the epilogue does not store them.
-      const int32_t n = min_of(tile.n + row + i * kStep, tile.part.c_out - 1);
-      const int64_t at = (static_cast<int64_t>(tile.group) * p.group_rows + n) * p.weight_row + channel_;
+      const int64_t n = static_cast<int64_t>(tile.group) * p.group_rows + tile.n + row + i * kStep;
+      const int64_t at = n * p.weight_row + channel_;
       b_[i] = p.weight.template as<const char>() + at * kSize;
     }
-    const int64_t read = ceil_div(c_in_, C::kDepth) * int64_t{kRowBytes};  // by the end of a tap
+    // Outputs past the prefix are zeros and not the last one's weights again: that would be one line of L2 that all
+    // blocks ask for at once, what a tile half empty then waits for most.
+    const int32_t left = tile.part.c_out - tile.n - row;
+    rows_b_ = left > 0 ? ceil_div(left, kStep) : 0;
+    const int64_t read = ceil_div(c_in_, C::kDepth) * int64_t{C::kHalves * kRowBytes};  // by the end of a tap
     to_next_tap_ = p.dilation.w * p.xs.w * kSize - read;
     to_next_row_ = (p.dilation.h * p.xs.h - (p.kernel.w - 1) * p.dilation.w * p.xs.w) * kSize - read;
     enter_tap();
@@ -82,32 +86,41 @@ class Loader {
 
   // Starts the copies of the current block into the next stage, A first, and goes on to the next block.
   __device__ __forceinline__ void load() {
-    const Shared<char> a = device::shared_memory() + to_, b = a + C::kTileM * kRowBytes;
     const int32_t mine = c_in_ - channel_ - c_;  // active channels from the thread's chunk on
-    if constexpr (!C::kAligned) {
-      gather(a, b, mine < 0 ? 0 : mine);
-    } else if (c_ > partial_after_) {
-      const int bytes = (mine < 0 ? 0 : mine < kPerChunk ? mine : kPerChunk) * static_cast<int>(kSize);
 #pragma unroll
-      for (int i = 0; i < kA; ++i)
-        device::copy_async16(a + i * kStep * kRowBytes, a_[i] + a_at_, (live_ & 1u << i) != 0 ? bytes : 0);
-#pragma unroll
-      for (int i = 0; i < kB; ++i) device::copy_async16(b + i * kStep * kRowBytes, b_[i] + b_at_, bytes);
-    } else {
-      const bool there = mine > 0;
-#pragma unroll
-      for (int i = 0; i < kA; ++i)
-        device::copy_async16_if(there && (live_ & 1u << i) != 0, a + i * kStep * kRowBytes, a_[i] + a_at_);
-#pragma unroll
-      for (int i = 0; i < kB; ++i) device::copy_async16_if(there, b + i * kStep * kRowBytes, b_[i] + b_at_);
-    }
+    for (int half = 0; half < C::kHalves; ++half)
+      if (half == 0 || c_ + half * C::kHalfDepth < c_in_)
+        copy(device::shared_memory() + (to_ + half * C::kHalfBytes), half * kRowBytes, mine - half * C::kHalfDepth);
     to_ = to_ + C::kStageBytes < C::kStages * C::kStageBytes ? to_ + C::kStageBytes : first_;
     advance();
   }
 
  private:
   __device__ static bool inside(int32_t at, int32_t size) { return at >= 0 && at < size; }
-  __device__ static int32_t min_of(int32_t a, int32_t b) { return a < b ? a : b; }
+
+  // One row of 64 bytes of each operand, `at` bytes from the block's first channels.
+  __device__ __forceinline__ void copy(Shared<char> a, int at, int32_t mine) {
+    const Shared<char> b = a + C::kTileM * kRowBytes;
+    if constexpr (!C::kAligned) {
+      gather(a, b, at, mine < 0 ? 0 : mine);
+    } else if (c_ > partial_after_) {
+      const int bytes = (mine < 0 ? 0 : mine < kPerChunk ? mine : kPerChunk) * static_cast<int>(kSize);
+#pragma unroll
+      for (int i = 0; i < kA; ++i)
+        device::copy_async16(a + i * kStep * kRowBytes, a_[i] + (a_at_ + at), (live_ & 1u << i) != 0 ? bytes : 0);
+#pragma unroll
+      for (int i = 0; i < kB; ++i)
+        device::copy_async16(b + i * kStep * kRowBytes, b_[i] + (b_at_ + at), i < rows_b_ ? bytes : 0);
+    } else {
+      const uint32_t live = mine > 0 ? live_ : 0;
+      const int32_t rows_b = mine > 0 ? rows_b_ : 0;
+#pragma unroll
+      for (int i = 0; i < kA; ++i)
+        device::copy_async16_if((live & 1u << i) != 0, a + i * kStep * kRowBytes, a_[i] + (a_at_ + at));
+#pragma unroll
+      for (int i = 0; i < kB; ++i) device::copy_async16_if(i < rows_b, b + i * kStep * kRowBytes, b_[i] + (b_at_ + at));
+    }
+  }
 
   __device__ __forceinline__ void enter_tap() {
     live_ = 0;
@@ -117,8 +130,8 @@ class Loader {
 
   __device__ __forceinline__ void advance() {
     c_ += C::kDepth;
-    a_at_ += kRowBytes;
-    b_at_ += kRowBytes;
+    a_at_ += C::kHalves * kRowBytes;
+    b_at_ += C::kHalves * kRowBytes;
     if (c_ < c_in_) return;
     const bool last = ++tap_.w == p_.kernel.w;
     if (last) tap_.w = 0, ++tap_.h;
@@ -129,12 +142,13 @@ class Loader {
   }
 
   // Any alignment: element by element through registers. For stems of three channels and odd pitches, not for speed.
-  __device__ __forceinline__ void gather(Shared<char> a, Shared<char> b, int elements) {
+  __device__ __forceinline__ void gather(Shared<char> a, Shared<char> b, int at, int elements) {
 #pragma unroll
     for (int i = 0; i < kA + kB; ++i) {
       const bool of_a = i < kA;
-      const int count = of_a && (live_ & 1u << i) == 0 ? 0 : elements;
-      const Global<const char> from = of_a ? a_[i < kA ? i : 0] + a_at_ : b_[i < kA ? 0 : i - kA] + b_at_;
+      const bool there = of_a ? (live_ & 1u << i) != 0 : i - kA < rows_b_;
+      const int count = there ? elements : 0;
+      const Global<const char> from = of_a ? a_[i < kA ? i : 0] + (a_at_ + at) : b_[i < kA ? 0 : i - kA] + (b_at_ + at);
       Vec<T, kPerChunk> chunk{};
 #pragma unroll
       for (int e = 0; e < kPerChunk; ++e)
@@ -151,6 +165,7 @@ class Loader {
   Global<const char> a_[kA], b_[kB];
   uint32_t tap_rows_[kA], tap_columns_[kA];  // bit k: the k-th tap row (column) of this output pixel is inside the map
   uint32_t live_;                            // bit i: row i has the current tap
+  int32_t rows_b_;                           // the thread's rows of B inside the prefix
   int64_t a_at_ = 0, b_at_ = 0;              // bytes from a row's first tap and channel
   int64_t to_next_tap_, to_next_row_;        // what to add to a_at_ after a tap's last channels
 };

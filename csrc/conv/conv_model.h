@@ -33,7 +33,7 @@ Work work(const Problem<typename C::T>& p) {
   const int64_t down = (rows + C::kTileM - 1) / C::kTileM, across = (c_out + C::kTileN - 1) / C::kTileN;
   const int64_t inside = taps_inside(p.out.h, p.in.h, p.kernel.h, p.stride.h, p.pad.h, p.dilation.h) *
                          taps_inside(p.out.w, p.in.w, p.kernel.w, p.stride.w, p.pad.w, p.dilation.w);
-  const int64_t steps = taps * ((c_in + C::kDepth - 1) / C::kDepth);
+  const int64_t steps = taps * ((c_in + C::kHalfDepth - 1) / C::kHalfDepth);
   Work all;
   all.tiles = down * across * p.groups;
   all.macs = rows * c_out * c_in * taps * p.groups;

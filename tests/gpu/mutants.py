@@ -54,8 +54,11 @@ MUTANTS = (
         "next stage filled before the barrier",
         CONV,
         "device::sync();  // the stage is there for all, and all are done with the one before it, "
-        "which is filled next\n      if (ahead > 0) loader.load();",
-        "if (ahead > 0) loader.load();\n      device::sync();",
+        "which is filled next\n      sums.multiply(device::shared_memory() + full);\n"
+        "      // Between the products, which run on while addresses are worked out, and not in front of them.\n"
+        "      if (ahead > 0) loader.load();",
+        "if (ahead > 0) loader.load();\n      device::sync();\n"
+        "      sums.multiply(device::shared_memory() + full);",
     ),
     Mutant(
         "copies of a turn not committed",
@@ -88,14 +91,14 @@ MUTANTS = (
     Mutant(
         "no sync_warp before a strip is read",
         EPILOGUE,
-        "      device::sync_warp();\n#pragma unroll 1",
-        "#pragma unroll 1",
+        "      device::sync_warp();\n#pragma unroll",
+        "#pragma unroll",
     ),
     Mutant(
         "no sync_warp before a strip is overwritten",
         EPILOGUE,
-        "store_row(strip * kStrip, row + row_);\n      device::sync_warp();",
-        "store_row(strip * kStrip, row + row_);",
+        "i * kRows + row_);\n      device::sync_warp();",
+        "i * kRows + row_);",
     ),
     # Masks and tails
     Mutant(
@@ -117,7 +120,10 @@ MUTANTS = (
         "c_in_ % kPerChunk != 0 ? c_in_ - C::kDepth : INT32_MAX",
         "false ? 0 : INT32_MAX",
     ),
-    Mutant("chunks past the channels not zeroed", LOADER, "const bool there = mine > 0;", "const bool there = true;"),
+    Mutant("chunks past the channels not zeroed", LOADER, "mine > 0 ? live_ : 0;", "live_;"),
+    Mutant("weights past the channels not zeroed", LOADER, "mine > 0 ? rows_b_ : 0;", "rows_b_;"),
+    Mutant("second half of a stage not multiplied", CONV, "c + C::kHalfDepth < tile.part.c_in", "false"),
+    Mutant("second half multiplied where nothing is", CONV, "c + C::kHalfDepth < tile.part.c_in", "true"),
     Mutant(
         "a channel too many in a partial chunk",
         LOADER,
@@ -127,15 +133,15 @@ MUTANTS = (
     Mutant(
         "padding taps not zeroed",
         LOADER,
-        "device::copy_async16_if(there && (live_ & 1u << i) != 0, a",
-        "device::copy_async16_if(there, a",
+        "device::copy_async16_if((live & 1u << i) != 0, a",
+        "device::copy_async16_if(live != 0, a",
     ),
     Mutant("unaligned gather ignores the channel count", LOADER, "if (e < count) chunk", "if (count > 0) chunk"),
     Mutant(
         "weights past the prefix read",
         LOADER,
-        "min_of(tile.n + row + i * kStep, tile.part.c_out - 1)",
-        "tile.n + row + i * kStep",
+        "rows_b_ = left > 0 ? ceil_div(left, kStep) : 0;",
+        "rows_b_ = kB;",
     ),
     Mutant("inactive outputs stored", EPILOGUE, "if (e < active_ || e < zeros_) device::store", "device::store"),
     Mutant("vector store over the tail", EPILOGUE, "(active_ > zeros_ ? active_ : zeros_) >= kPer", "true"),
@@ -148,8 +154,8 @@ MUTANTS = (
         "e < active_ ? activate(v.v[e], p_.act) : 0.0f",
         "activate(v.v[e], p_.act)",
     ),
-    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) r.v[e] = ", "r.v[e] = "),
-    Mutant("rows past the end stored", EPILOGUE, "if (place.v[0] < 0 || (active_", "if ((active_"),
+    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) row.residual.v[e] = ", "row.residual.v[e] = "),
+    Mutant("rows past the end stored", EPILOGUE, "if (place.y < 0) return;", ""),
     # Addresses and indices
     Mutant(
         "fragment halves exchanged",
@@ -251,7 +257,7 @@ MUTANTS = (
     Mutant(
         "gate of the entry, not the sample", EPILOGUE, "load<float>(p.gate + sample)", "load<float>(p.gate + entry)"
     ),
-    Mutant("gate blends with nothing", EPILOGUE, "(1.0f - gate) * device::to_float(r.v[e])", "0.0f"),
+    Mutant("gate blends with nothing", EPILOGUE, "(1.0f - gate) * device::to_float(place.residual.v[e])", "0.0f"),
     Mutant(
         "bias after the factor",
         EPILOGUE,

@@ -14,6 +14,8 @@ using Narrow = conv::gpu::Narrow<kMath, T>;
 template <Math kMath, class T>
 using Small = conv::gpu::Small<kMath, T>;
 template <Math kMath, class T>
+using Tiny = conv::gpu::Tiny<kMath, T>;
+template <Math kMath, class T>
 using Unaligned = conv::gpu::Unaligned<kMath, T>;
 
 // One chunk of 16 bytes as the unit of channels: 8 or 4.

@@ -11,6 +11,7 @@ void every_tile() {
   tails<Large<kMath, T>>();
   tails<Narrow<kMath, T>>();
   tails<Small<kMath, T>>();
+  tails<Tiny<kMath, T>>();
   tails<Unaligned<kMath, T>>();
 }
 
@@ -49,10 +50,10 @@ void random_cases(int cases) {
 
 template <Math kMath, class T>
 void tiles_agree() {
-  const Case c{.n = 2, .h = 6, .w = 7, .c_in = 24, .c_out = 40, .values = Values::Normal};
+  const Case c{.n = 2, .h = 6, .w = 7, .c_in = 72, .c_out = 40, .values = Values::Normal};
   const auto small = bits<Small<kMath, T>>(c);
-  EXPECT(same(small, bits<Large<kMath, T>>(c)) && same(small, bits<Narrow<kMath, T>>(c)) &&
-         same(small, bits<Unaligned<kMath, T>>(c)));
+  EXPECT(same(small, bits<Large<kMath, T>>(c)) && same(small, bits<Tiny<kMath, T>>(c)) &&
+         same(small, bits<Narrow<kMath, T>>(c)) && same(small, bits<Unaligned<kMath, T>>(c)));
 }
 
 }  // namespace
@@ -122,7 +123,9 @@ TEST(conv_gpu_is_the_same_in_every_tile_and_batch) {
 TEST(conv_gpu_main_loop_touches_banks_and_sectors_once) {
   const Case c{.n = 2, .h = 8, .w = 8, .c_in = 64, .c_out = 128, .residual = true};
   measure<Large<Math::F16, F16>>(c);
+  measure<Large<Math::F16, F16>>({.n = 2, .h = 8, .w = 8, .c_in = 96, .c_out = 128});
   measure<Small<Math::BF16, BF16>>(c);
+  measure<Tiny<Math::F16, F16>>(c);
   measure<Narrow<Math::TF32, float>>({.n = 2, .h = 8, .w = 8, .c_in = 32, .c_out = 32});
   measure<Small<Math::F32, float>>({.n = 1, .h = 8, .w = 8, .c_in = 32, .c_out = 64});
 }

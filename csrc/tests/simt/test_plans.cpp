@@ -47,6 +47,7 @@ void tiles() {
   print<Large<kMath, T>>(kSharedBytes<Large<kMath, T>>);
   print<Narrow<kMath, T>>(kSharedBytes<Narrow<kMath, T>>);
   print<Small<kMath, T>>(kSharedBytes<Small<kMath, T>>);
+  print<Tiny<kMath, T>>(kSharedBytes<Tiny<kMath, T>>);
   print<Unaligned<kMath, T>>(kSharedBytes<Unaligned<kMath, T>>);
   wgrad_tiles<kMath, T, false>("wgrad ");
   wgrad_tiles<kMath, T, true>("listed wgrad ");
