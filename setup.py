@@ -120,7 +120,7 @@ def extensions() -> list:
                 include_dirs=[f"{home}/include"],
                 library_dirs=[f"{home}/lib64"],
                 libraries=["cudart_static", "dl", "rt", "pthread"],
-                # libtorch.so brings libtorch_cuda.so where torch has one; its one symbol is weak (csrc/common/cuda/scope.h).
+                # libtorch.so brings libtorch_cuda.so where torch has one; scope.h asks it for one weak symbol.
                 extra_link_args=["-Wl,--no-as-needed", "-ltorch"],
                 extra_compile_args={
                     "cxx": [*CXX, TARGET],

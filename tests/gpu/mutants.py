@@ -57,8 +57,7 @@ MUTANTS = (
         "which is filled next\n      sums.multiply(device::shared_memory() + full);\n"
         "      // Between the products, which run on while addresses are worked out, and not in front of them.\n"
         "      if (ahead > 0) loader.load();",
-        "if (ahead > 0) loader.load();\n      device::sync();\n"
-        "      sums.multiply(device::shared_memory() + full);",
+        "if (ahead > 0) loader.load();\n      device::sync();\n      sums.multiply(device::shared_memory() + full);",
     ),
     Mutant(
         "copies of a turn not committed",
@@ -154,7 +153,9 @@ MUTANTS = (
         "e < active_ ? activate(v.v[e], p_.act) : 0.0f",
         "activate(v.v[e], p_.act)",
     ),
-    Mutant("residual of inactive channels read", EPILOGUE, "if (e < active_) row.residual.v[e] = ", "row.residual.v[e] = "),
+    Mutant(
+        "residual of inactive channels read", EPILOGUE, "if (e < active_) row.residual.v[e] = ", "row.residual.v[e] = "
+    ),
     Mutant("rows past the end stored", EPILOGUE, "if (place.y < 0) return;", ""),
     # Addresses and indices
     Mutant(

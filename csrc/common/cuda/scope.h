@@ -26,8 +26,7 @@ inline bool is_here(const Tensor& tensor) { return tensor.is_cuda(); }
 class Scope {
  public:
   // TypeError unless x is on the GPU: an op comes here when any of its tensors is.
-  Scope(const Tensor& x, Arg arg)
-      : guard_(index_of(x, arg)), stream_(current(x.get_device_index())) {}
+  Scope(const Tensor& x, Arg arg) : guard_(index_of(x, arg)), stream_(current(x.get_device_index())) {}
   Stream stream() const { return stream_; }
   // A tensor's elements as a kernel takes them.
   template <class T>
