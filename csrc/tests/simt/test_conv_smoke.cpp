@@ -30,6 +30,10 @@ TEST(conv_gpu_smoke_f16) {
   far.x_rows = far.y_rows = {1}, far.count = 1;
   holds<C>(far, 2);
   measure<C>({.n = 2, .h = 8, .w = 8, .c_in = 64, .c_out = 128, .residual = true});
+  // One stage, all of it full, whose place is the epilogue's next.
+  holds<C>({.h = 8, .w = 8, .c_in = 48, .c_out = 64, .kernel = 1, .pad = 0});
+  // Zeros past the outputs though 0 * inf is NaN.
+  holds<C>({.h = 3, .w = 3, .c_in = 16, .c_out = 11, .kernel = 1, .pad = 0, .zero_to = 24, .infinite = true}, 2);
 }
 
 TEST(conv_gpu_smoke_tf32) {
