@@ -2,6 +2,8 @@
 
 python -m benchmarks.gpu_tables                      on the terminal
 python -m benchmarks.gpu_tables --into docs/gpu.md   between ``<!-- gpu -->`` and ``<!-- end of gpu -->``
+
+``<!-- gpu layers -->`` is filled from gpu_layers.json: layers timed by hand, with the first build and with a later one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from benchmarks.tables import fill, markdown
 from effkern.training import write_atomically
 
 RESULTS = FOLDER / "gpu.json"
+LAYERS = FOLDER / "gpu_layers.json"
 OURS, TWIN, WHOLE = "effkern", "effkern (triton)", "all: "
 KINDS = ("cold_us", "warm_us")
 NETWORKS = ("networks", "supernets")
@@ -222,6 +225,19 @@ def section(results: Row) -> str:
     return "\n".join(parts)
 
 
+def layers(results: Row) -> str:
+    """What was timed by hand; ``*``: the first time is of a graph of one call, so its replay is in it."""
+    heads = ("layer, fp16", "first us", "now us", "PyTorch", "us", "as fast")
+    rows = [
+        [
+            row["case"], _us(row["first_us"]) + "*" * row.get("first_single", False), _us(row["now_us"]), row["peer"],
+            _us(row["peer_us"]), _times(row["peer_us"] / row["now_us"]),
+        ]
+        for row in results["rows"]
+    ]  # fmt: skip
+    return markdown(heads, rows, 1)
+
+
 def terminal(results: Row) -> str:
     """All of it in aligned columns."""
     if not results["rows"]:
@@ -255,7 +271,7 @@ def write(paths: Iterable[Path], results: Row) -> None:
     """Fill files."""
     for path in paths:
         try:
-            text = fill(path.read_text(), results, {"gpu": section})
+            text = fill(path.read_text(), results, {"gpu": section, "gpu layers": lambda _: layers(load(LAYERS))})
         except ValueError as error:
             sys.exit(f"{path}: {error}")
         write_atomically(path, text.encode())

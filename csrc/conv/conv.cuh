@@ -21,6 +21,7 @@ struct Config {
   static constexpr int kBlocks = kBlocks_;     // that one multiprocessor is to hold, which bounds the registers
   static constexpr bool kAligned = kAligned_;  // 16-byte copies: base, strides and c_in's chunks allow them
   static constexpr int kWarps = kTileM / kWarpM * (kTileN / kWarpN), kThreads = kWarps * 32;
+  static_assert(kHalves_ == 1 || kHalves_ == 2);
   static constexpr int kHalves = kHalves_;  // rows of 64 bytes a stage and operand: what a turn's overhead is shared by
   static constexpr int kHalfDepth = kRowBytes / static_cast<int>(sizeof(T)), kDepth = kHalves * kHalfDepth;  // of K
   static constexpr int kHalfBytes = (kTileM + kTileN) * kRowBytes, kStageBytes = kHalves * kHalfBytes;

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import gpu_tables
 from benchmarks.tables import fill
+from tests.native.package import CHECKOUT
 
 CEILINGS = {"copy_gb_s": 1000.0, "float16_tflops": 100.0, "bfloat16_tflops": 100.0, "tf32_tflops": 50.0}
 CARD = {"device": "a card", "multiprocessors": 100, "l2_mb": 50.0, "driver": "1.2", "cudnn": 9, "torch": "2.11.0"}
@@ -86,3 +87,17 @@ def test_the_marked_place_is_filled(tmp_path):
     assert gpu_tables.section(RESULTS) in page.read_text() and "as before" not in page.read_text()
     with pytest.raises(ValueError, match="<!-- gpu -->"):
         fill("nothing marked", RESULTS, sections)
+
+
+def test_layers_timed_by_hand_say_which_first_time_holds_the_replay():
+    row = {"first_us": 40.0, "now_us": 20.0, "peer": "torch"}
+    rows = [{"case": "a", "peer_us": 30.0, **row}, {"case": "b", "first_single": True, "peer_us": 10.0, **row}]
+    text = gpu_tables.layers({"rows": rows})
+    assert cells(text, "a") == [["a", "40", "20", "torch", "30", "1.50x"]]
+    assert cells(text, "b") == [["b", "40*", "20", "torch", "10", "**0.50x**"]]
+
+
+def test_the_page_holds_what_the_results_say():
+    page = (CHECKOUT / "docs" / "gpu.md").read_text()
+    made = {"gpu": gpu_tables.section, "gpu layers": lambda _: gpu_tables.layers(gpu_tables.load(gpu_tables.LAYERS))}
+    assert fill(page, gpu_tables.load(gpu_tables.RESULTS), made) == page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -20,20 +20,11 @@ from effkern.reparam import fold_model
 from effkern.stochastic_depth import blocks_of, convert, survival_schedule
 from tests.gpu.device import DEVICE, needs_device, there
 
-pytestmark = needs_device
+pytestmark = [needs_device, pytest.mark.usefixtures("in_full")]
 N = 8
 #: Largest difference of scores relative to their size. In fp32 both round; a network in 16 bits rounds every map.
 LIMIT = {torch.float32: 1e-3, torch.float16: 8e-2, torch.bfloat16: 5e-1}
 Made = tuple[nn.Module, tuple]
-
-
-@pytest.fixture(autouse=True)
-def in_full() -> Iterator[None]:
-    """fp32 is fp32 in torch's own layers too, and its kernels take the same order of sums every time."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def lively(net: nn.Module, side: int = 32) -> nn.Module:

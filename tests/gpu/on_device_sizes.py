@@ -19,21 +19,12 @@ from tests.gpu.proof_host import check_gradients
 from tests.ops.catalog import as_tuple, batched, check_values, same_bits, with_rows
 from tests.ops.test_every_op import gradients
 
-pytestmark = needs_device
+pytestmark = [needs_device, pytest.mark.usefixtures("in_full")]
 F16 = torch.float16
 #: All batches in the dtype that networks run in, the others once.
 CALLS = [(n, F16) for n in BATCHES] + [(BATCHES[1], torch.float32), (BATCHES[1], torch.bfloat16)]
 #: Elements of the tensors that are too large for 32 bits; the CPU only checks the tests.
 MANY = 2**31 + 2**20 if DEVICE == "cuda" else 2**16
-
-
-@pytest.fixture(autouse=True)
-def oracle_in_full() -> Iterator[None]:
-    """The oracle is fp64; where torch takes fp32, it is fp32."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def check_layer(key: str, n: int, dtype: torch.dtype) -> None:

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 
 from effkern.ops import _backend, backend
-from effkern.testing import DIRECT_LIMIT, UNIT, Sample, assert_within, map_tensors, to_double
+from effkern.testing import Sample
 from tests.gpu.device import DEVICE, needs_cuda, needs_device, there
 from tests.gpu.layers import BATCHES, LAYERS
-from tests.gpu.on_device import DTYPES, allowed, back, settled
+from tests.gpu.on_device import DTYPES, allowed, back, check_gradients_of_batch_norms, settled
 from tests.gpu.on_device_sizes import check_layer
 from tests.gpu.proof_host import results
 from tests.ops.catalog import as_tuple, batched, check_values, every_sample, same_bits, with_rows
-from tests.ops.test_every_op import gradients
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 pytestmark = [needs_device, pytest.mark.skipif(not HAS_TRITON, reason="triton cannot be imported")]
@@ -64,14 +63,7 @@ def test_values_of_twins(key, dtype):
 
 @pytest.mark.parametrize("key", BATCH_NORMS)
 def test_gradients_of_twins(key):
-    sample = every_sample()[key]
-    incoming = tuple(torch.randn(y.shape) for y in as_tuple(sample.op(*there(sample.args)))[:1])
-    got = gradients(sample.op, sample, there(sample.args), there(incoming))
-    want = gradients(sample.reference, sample, to_double(sample.args), incoming)
-    positive = map_tensors(lambda t: t.abs(), to_double(sample.args))
-    sizes = gradients(sample.magnitude, sample, positive, (incoming[0].abs(),))
-    for g, g64, size in zip(got, want, sizes, strict=True):
-        assert_within(g.cpu(), g64, 4 * DIRECT_LIMIT * UNIT[torch.float32] * size, key)
+    check_gradients_of_batch_norms(key)
 
 
 @needs_cuda
