@@ -102,6 +102,10 @@ BookWork row_dots_work(const RowDots<T>& p, int64_t kept) {
               (p.by_scale && of.weights ? 4 * int64_t{of.rows} : 0) + (p.by_weight && of.scale ? 4 * kept : 0),
           ((p.by_scale ? 4 : 0) + (p.by_weight ? 4 : 0)) * int64_t{of.rows}};
 }
+template <class U>
+BookWork book_fold_work(const BookFold<U>& p) {
+  return {p.size * p.slices * 4, p.size * static_cast<int64_t>(sizeof(U))};
+}
 
 // One launch each.
 template <class T>

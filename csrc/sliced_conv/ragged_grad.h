@@ -51,6 +51,11 @@ struct FoldTable {
   int32_t samples, pieces, channels, rows, columns;
 };
 
+// Where every sample has a row of the table: each element looks at the row of every sample.
+inline RaggedGradWork fold_table_work(const FoldTable& p) {
+  return {int64_t{p.samples} * p.channels * (int64_t{p.rows} + p.pieces) * 4, int64_t{p.rows} * p.columns * 4};
+}
+
 // One launch each.
 template <class T>
 void run(const RaggedGrad<T>& p, device::Stream stream);

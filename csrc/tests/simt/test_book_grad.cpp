@@ -7,6 +7,7 @@
 #include "../check.h"
 #include "array.h"
 #include "launch.h"
+#include "traffic.h"
 
 namespace effkern::test::simt {
 namespace {
@@ -159,11 +160,12 @@ TEST(book_fold_gpu) {
   for (int i = 0; i < 3 * 600; ++i)
     parts.put(i, static_cast<float>(i % 9 - 4) + (i < 600 ? 0.5f : i < 1200 ? 0x1p24f : -0x1p24f));
   for (int i = 0; i < 600; ++i) to.output(i);
+  const BookFold<BF16> p{parts.global(), to.global(), 600, 3};
   for (uint32_t seed = 0; seed < kSchedules; ++seed) {
     to.poison();
-    const Launch launch{.grid = 2, .threads = kBookFoldThreads, .seed = seed, .granule = 2};
+    const Launch launch{.grid = 2, .threads = kBookFoldThreads, .seed = seed, .granule = 2, .counters = seed == 0};
     ++schedules_run();
-    const Report report = run(launch, [&] { book_fold(BookFold<BF16>{parts.global(), to.global(), 600, 3}); });
+    Report report = run(launch, [&] { book_fold(p); });
     EXPECT(report.ok(), report.what);
     for (int i = 0; i < 600; ++i) {
       const double sum = double{parts.get(i)} + parts.get(600 + i) + parts.get(1200 + i);
@@ -171,6 +173,8 @@ TEST(book_fold_gpu) {
                  device::to_float(to.get(i)) == device::to_float(device::from_float<BF16>(static_cast<float>(sum))),
              "element ", i);
     }
+    const BookWork work = book_fold_work(p);
+    if (launch.counters) expect_traffic(report, {work.bytes_read, work.bytes_written}, "book_fold");
   }
 }
 

@@ -8,6 +8,7 @@
 #include "activation.h"
 #include "array.h"
 #include "launch.h"
+#include "traffic.h"
 
 namespace effkern::test::simt {
 namespace {
@@ -135,13 +136,12 @@ TEST(fold_table_gpu) {
     sums.put(i, static_cast<float>(static_cast<int>(rng() % 9) - 4));
   for (int n = 0; n < samples; ++n) row.put(n, of[n]);
   for (int i = 0; i < rows * columns; ++i) to.output(i);
+  const FoldTable p{sums.global(), row.global(), to.global(), samples, pieces, channels, rows, columns};
   for (uint32_t seed = 0; seed < kSchedules; ++seed) {
     to.poison();
-    const Launch launch{.grid = 2, .threads = kFoldTableThreads, .seed = seed, .granule = 4};
+    const Launch launch{.grid = 2, .threads = kFoldTableThreads, .seed = seed, .granule = 4, .counters = seed == 0};
     ++schedules_run();
-    const Report report = run(launch, [&] {
-      fold_table({sums.global(), row.global(), to.global(), samples, pieces, channels, rows, columns});
-    });
+    Report report = run(launch, [&] { fold_table(p); });
     EXPECT(report.ok(), report.what);
     for (int r = 0; r < rows; ++r)
       for (int c = 0; c < columns; ++c) {
@@ -151,6 +151,8 @@ TEST(fold_table_gpu) {
             want += sums.get((int64_t{1} * n * pieces + k) * channels + c);
         EXPECT(to.stores(r * columns + c) == 1 && to.get(r * columns + c) == want, "row ", r, " column ", c);
       }
+    const RaggedGradWork work = fold_table_work(p);
+    if (launch.counters) expect_traffic(report, {work.bytes_read, work.bytes_written}, "fold_table");
   }
 }
 
