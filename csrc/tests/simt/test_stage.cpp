@@ -153,7 +153,7 @@ const std::vector<std::vector<float>> kSome = {{1, 0, 1}, {0, 1, 1}};
 TEST(stage_gpu_f16) {
   stages<Math::F16, device::F16, 16>({.h = 5, .w = 4, .keep = kSome}, kSchedules);
   stages<Math::F16, device::F16, 32>({.h = 8, .w = 8, .keep = {{0, 1}, {1, 0}}}, 1, true);
-  stages<Math::F16, device::F16, 64>({.n = 1, .h = 3, .w = 4, .keep = {{1, 0, 1}}}, 1);
+  stages<Math::F16, device::F16, 64>({.n = 1, .h = 3, .w = 4, .keep = {{1, 0, 1}}}, kSchedules);
 }
 
 // How 16 channels take their columns.
@@ -170,7 +170,7 @@ TEST(stage_gpu_masks) {
   stages<Math::F16, device::F16, 16>({.h = 4, .w = 4, .keep = {{0.25f, 1, 0}, {0.5f, 0, 0.5f}}, .soft = true}, 1);
   stages<Math::F16, device::F16, 16>({.h = 4, .w = 4, .keep = {{7, 1}, {0, 200}}}, 1);  // hard: 7 keeps
   stages<Math::BF16, device::BF16, 32>({.n = 1, .h = 1, .w = 1, .keep = {{}}});
-  stages<Math::BF16, device::BF16, 32>({.n = 1, .h = 2, .w = 9, .keep = {{1, 1}}, .act = Act::None}, 1);
+  stages<Math::BF16, device::BF16, 32>({.n = 1, .h = 2, .w = 9, .keep = {{1, 1}}, .act = Act::None}, kSchedules);
 }
 
 TEST(stage_gpu_layouts) {

@@ -16,6 +16,11 @@ TEST(wgrad_gpu_smoke) {
 TEST(wgrad_gpu_smoke_of_lists) {
   wgrad_lists<WgradSmall<Math::F16, F16, true>>(2);
   wgrad_lists<WgradUnaligned<Math::F32, float, true>>(1);
+  WgradCase some{.n = 4, .h = 3, .w = 4, .c_in = 16, .c_out = 24, .slice = 64};
+  some.listed = {{3, 0, 1}};
+  wgrad_holds<WgradSmall<Math::F16, F16, true>>(some);
+  some.listed.reset(), some.widths = {{8, 24}, {16, 3}, {0, 8}, {8, 24}};
+  wgrad_holds<WgradSmall<Math::F16, F16, true>>(some);
   WgradCase c{.n = 4, .h = 6, .w = 8, .c_in = 32, .c_out = 128, .slice = 64};
   c.listed = {{2, 0, 3}};
   measure_wgrad<WgradSmall<Math::F16, F16, true>>(c);
