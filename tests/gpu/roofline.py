@@ -33,6 +33,7 @@ class Work(ABC):
 
     name: str
     n: int
+    kernels: tuple[str, ...]
 
     @property
     def macs(self) -> int:
@@ -62,6 +63,7 @@ class Layer(Work):
     stride: int = 1
     kept: float = 1.0
     residual: bool = False
+    kernels: tuple[str, ...] = ("conv",)
 
     @property
     def macs(self) -> int:
@@ -88,6 +90,7 @@ class WeightGradient(Work):
     kernel: int
     slices: int  # as wgrad_plan or column_slices cut them
     groups: int = 1
+    kernels: tuple[str, ...] = ("wgrad", "fold")
 
     @property
     def weights(self) -> int:
@@ -113,10 +116,30 @@ class Passes(Work):
     side: int
     reads: int
     writes: int
+    kernels: tuple[str, ...]
 
     @property
     def bytes(self) -> int:
         return 2 * self.n * self.side**2 * self.channels * (self.reads + self.writes)
+
+
+@dataclass(frozen=True)
+class Terms(Work):
+    """What is neither: the bytes of one tensor after the other."""
+
+    name: str
+    n: int
+    kernels: tuple[str, ...]
+    moved: tuple[int, ...]
+    products: int = 0
+
+    @property
+    def macs(self) -> int:
+        return self.products
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.moved)
 
 
 LAYERS: tuple[Work, ...] = (
@@ -125,24 +148,77 @@ LAYERS: tuple[Work, ...] = (
     Layer("RepVGG 512->512 3x3 @14", 32, 512, 512, 14, 3),
     Layer("ResNet 256->64 1x1 @56", 32, 256, 64, 56, 1),
     Layer("sliced 1x1 512->512 @14, half of both", 32, 256, 256, 14, 1),
-    Layer("depthwise 3x3 512 @14", 32, 512, 512, 14, 3, groups=512),
-    Layer("depthwise 3x3 64->64 @112", 32, 64, 64, 112, 3, groups=64),
+    Layer("depthwise 3x3 512 @14", 32, 512, 512, 14, 3, groups=512, kernels=("depthwise",)),
+    Layer("depthwise 3x3 64->64 @112", 32, 64, 64, 112, 3, groups=64, kernels=("depthwise",)),
     Layer("skip: last 3x3 64 @8, half kept", 128, 64, 64, 8, 3, kept=0.5, residual=True),
-    Passes("batch norms: 3 branches 64 @56", 32, 64, 56, reads=2 * 3, writes=1),
-    Passes("their gradient", 32, 64, 56, reads=2 * (1 + 3), writes=3),
-    Passes("relu's slope and bias's gradient, 192 @14", 32, 192, 14, reads=2, writes=1),
+    # The mask, the list and its length.
+    Terms("skip: the list of rows", 128, ("compact",), (128, 128 * 4, 4)),
+    # Maps in and out, biases, weights once, the mask; 18 blocks of two convolutions.
+    Terms(
+        "stage: 18 blocks 16 @32, all kept", 128, ("stage",),
+        (2 * 128 * 32**2 * 16 * 2, 36 * 16 * 4, 36 * 9 * 16**2 * 2, 128 * 18),
+        128 * 36 * 32**2 * 9 * 16**2,
+    ),
+    # Two widths and a table row each; the list with its length, rows, and four classes of four numbers.
+    Terms("ragged: the list by widths", 32, ("schedule",), (3 * 32 * 8, 32 * 4 + 4, 32 * 4, 4 * 16)),
+    # Codes, the book, the weight.
+    Terms("codes to a weight, 512->512 3x3, d = 9", 1, ("decode",), (512**2, 256 * 9 * 2, 512**2 * 9 * 2)),
+    # Codes, the book, x, y.
+    Terms("codes times a row, 4096->4096, d = 8", 1, ("dots_mma",), (4096 * 512, 256 * 8 * 2, 2 * 4096 * 2), 4096**2),
+    Terms("the same in fp32", 1, ("dots",), (4096 * 512, 256 * 8 * 4, 2 * 4096 * 4), 4096**2),
+    # Names, codes, the book, rows of the result.
+    Terms("embedding of 512 numbers, d = 8", 4096, ("lookup",), (4096 * 8, 4096 * 64, 256 * 8 * 2, 4096 * 512 * 2)),
+    Passes(
+        "batch norms: 3 branches 64 @56", 32, 64, 56, reads=2 * 3, writes=1,
+        kernels=("bn_statistics", "bn_finish", "bn_apply"),
+    ),
+    Passes(
+        "their gradient", 32, 64, 56, reads=2 * (1 + 3), writes=3,
+        kernels=("bn_gradient_sums", "bn_gradient_finish", "bn_gradient_apply"),
+    ),
+    Passes(
+        "relu's slope and bias's gradient, 192 @14", 32, 192, 14, reads=2, writes=1, kernels=("act_grad", "fold_sums")
+    ),
     WeightGradient("weight's gradient 192->192 3x3 @14", 32, 192, 192, 14, 3, slices=10),
-    WeightGradient("weight's gradient, depthwise 3x3 512 @14", 32, 512, 512, 14, 3, slices=66, groups=512),
-)
+    WeightGradient(
+        "weight's gradient, depthwise 3x3 512 @14", 32, 512, 512, 14, 3, slices=66, groups=512,
+        kernels=("depthwise_wgrad", "fold"),
+    ),
+    Terms("the weight turned round, 192->192 3x3", 1, ("transpose",), (2 * 192**2 * 9 * 2,)),
+    # gy of all, the output of those kept; their gz, the shortcut's gradient of all.
+    Terms(
+        "skip: at the sum, 64 @8, half kept", 128, ("block_grad",),
+        (128 * 64 * 8**2 * 2, 64 * 64 * 8**2 * 2, 64 * 64 * 8**2 * 2, 128 * 64 * 8**2 * 2),
+    ),
+    # gy, y and gz of half of the channels; the sums of bias and tables, twice.
+    Terms(
+        "ragged: relu's slope, half of 512 @14", 32, ("ragged_grad", "fold_table"),
+        (3 * 32 * 256 * 14**2 * 2, 2 * 2 * 32 * 512 * 4),
+    ),
+    # The weight's gradient in fp32, codes, and 256 slices of sums twice.
+    Terms(
+        "codebook's gradient, 512->512 3x3, d = 9", 1, ("book_grad", "book_fold"),
+        (512**2 * 9 * 4, 512**2, 2 * 256 * 256 * 9 * 4),
+    ),
+    Terms("scales' gradient of that layer", 1, ("row_dots",), (512**2 * 9 * 4, 512**2, 256 * 9 * 4, 512 * 4)),
+)  # fmt: skip
 
 
 def table() -> str:
-    head = "| layer, fp16 | N | MB | GMAC | " + " | ".join(card.name for card in CARDS) + " |"
-    rows = [head, "|---|---|---|---|" + "---|" * len(CARDS)]
+    head = "| layer, fp16 | kernels | N | MB | GMAC | " + " | ".join(card.name for card in CARDS) + " |"
+    rows = [head, "|---|---|---|---|---|" + "---|" * len(CARDS)]
     for layer in LAYERS:
-        bounds = " | ".join("{:.1f} us ({})".format(*layer.bound_us(card)) for card in CARDS)
-        rows.append(f"| {layer.name} | {layer.n} | {layer.bytes / 1e6:.2f} | {layer.macs / 1e9:.3f} | {bounds} |")
+        bounds = " | ".join(f"{least(us)} us ({by})" for us, by in map(layer.bound_us, CARDS))
+        kernels = ", ".join(f"`{kernel}`" for kernel in layer.kernels)
+        size = f"{least(layer.bytes / 1e6, 2)} | {layer.macs / 1e9:.3f}"
+        rows.append(f"| {layer.name} | {kernels} | {layer.n} | {size} | {bounds} |")
     return "\n".join(rows)
+
+
+def least(number: float, digits: int = 1) -> str:
+    """Rounded, but not to nothing."""
+    rounded = f"{number:.{digits}f}"
+    return rounded if float(rounded) else f"< {10.0**-digits:g}"
 
 
 if __name__ == "__main__":
