@@ -1,5 +1,5 @@
-"""The table of docs/gpu.md that goes kernel by kernel: where it is, what runs it in the harness, how many faults were
-seeded into it, and what the compiler made of it. `python -m tests.gpu.kernel_table` prints it."""
+"""The tables of docs/gpu.md that go kernel by kernel: where it is, what runs it in the harness, how many faults were
+seeded into it, and what the compiler made of it. `python -m tests.gpu.kernel_table` prints them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.gpu.proof_static import RESOURCES, included
 from tests.native.package import CHECKOUT
 
 CSRC = CHECKOUT / "csrc"
+TRITON = RESOURCES.with_name("triton_resources.json")
 #: All tiles of these run in a file of tests of its own, beside the one that mutants must fail.
 WHOLE = {"conv": "test_conv", "wgrad": "test_wgrad"}
 
@@ -72,5 +73,18 @@ def table() -> str:
     return "\n".join(rows)
 
 
+def triton() -> str:
+    """Of the Triton kernels, over the calls that are compiled ahead of time and their targets."""
+    found: dict[str, list[dict]] = {}
+    for call, targets in json.loads(TRITON.read_text())["kernels"].items():
+        found.setdefault(call.partition(":")[0], []).extend(targets.values())
+    rows = ["| kernel | compiled | registers | KiB shared | spilled |", "|---|---:|---|---|---:|"]
+    for name, facts in sorted(found.items()):
+        cells = [f"`{name}`", str(len(facts)), span(f["registers"] for f in facts),
+                 span(f["shared"] / 1024 for f in facts), str(sum(f["local"] for f in facts))]  # fmt: skip
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 if __name__ == "__main__":
-    print(table())
+    print(table(), triton(), sep="\n\n")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.gpu.kernel_table import forms, kernel_of, sources, span, table
+from tests.gpu.kernel_table import forms, kernel_of, sources, span, table, triton
 from tests.gpu.roofline import LAYERS
 from tests.native.package import CHECKOUT
 
 
-def test_the_page_shows_the_table():
+def test_the_page_shows_the_tables():
     page = (CHECKOUT / "docs" / "gpu.md").read_text()
-    assert table() in page, "paste `python -m tests.gpu.kernel_table`"
+    assert table() in page and triton() in page, "paste `python -m tests.gpu.kernel_table`"
     assert f"all {sum(map(len, forms().values()))} forms of the {len(sources())} kernels" in page
 
 
