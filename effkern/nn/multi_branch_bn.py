@@ -10,7 +10,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from effkern.ops._checks import FLOATS
+from effkern.ops._registry import OPS
 from effkern.ops.multi_branch_bn import MAX_BRANCHES, multi_branch_bn_add_relu
+
+#: Where the op is worth its call: without a kernel it would be the same passes, and its gradient a few more.
+DEVICES = {"cpu", *(device for device, kind in OPS["multi_branch_bn_add_relu"].backends.items() if kind == "native")}
 
 
 def has_hooks(module: nn.Module) -> bool:
@@ -35,9 +39,9 @@ def norms_fuse(norms: Sequence[nn.Module]) -> bool:
 
 
 def maps_fuse(xs: Sequence[Tensor]) -> bool:
-    """Whether the op takes these maps: on the CPU, of one shape and supported dtype, and no transform looks inside."""
+    """Whether the op takes these maps: of one shape, on a device it has kernels for, and no transform looks inside."""
     first = xs[0]
-    fits = first.is_cpu and first.dim() == 4 and first.dtype in FLOATS
+    fits = first.device.type in DEVICES and first.dim() == 4 and first.dtype in FLOATS
     alike = all(x.dtype == first.dtype and x.shape == first.shape and x.device == first.device for x in xs[1:])
     if not torch.compiler.is_compiling():
         # torch.func and forward-mode differentiation look into the layers; the op is opaque to them.

@@ -16,9 +16,11 @@ from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTrai
 from effkern.data import BatchFeed
 from effkern.dsnet import Dynamic, GateTraining, SupernetTraining
 from effkern.models import create_model
+from effkern.nn import multi_branch_bn
 from effkern.nn.residual import ResidualBlock
 from effkern.ops import _backend, backend
 from effkern.ops._registry import OPS
+from effkern.ops.multi_branch_bn import multi_branch_bn_add_relu
 from effkern.quantize import Rule, quantize, tune
 from effkern.reparam import ACBlock, fold_model
 from effkern.stochastic_depth import StochasticDepthTraining, convert, survival_schedule
@@ -235,6 +237,26 @@ def test_quantizing_with_calibration():
         with torch.no_grad():
             assert coded(x.to(device)).device.type == device
     tune(forms[1], net.to("cuda"), [x.cuda()])
+
+
+@pytest.mark.parametrize("block", [effnn.RepVGGBlock, ACBlock])
+def test_parallel_norms_are_one_call(block, monkeypatch):
+    calls = []
+
+    def counted(xs, *args):
+        calls.append(len(xs))
+        return multi_branch_bn_add_relu(xs, *args)
+
+    monkeypatch.setattr(multi_branch_bn, "multi_branch_bn_add_relu", counted)
+    here = lived(block(8, 8)).train()
+    there, x = copy.deepcopy(here).to("cuda"), maps(8)
+    for layer, of in ((here, x), (there, x.cuda())):
+        layer(of).square().sum().backward()
+    assert calls == [3, 3]
+    for (name, a), b in zip(here.named_parameters(), there.parameters(), strict=True):
+        assert (b.grad.cpu() - a.grad).abs().max() <= 1e-4 * a.grad.abs().max() + 1e-5, name
+    for a, b in zip(here.buffers(), there.buffers(), strict=True):
+        torch.testing.assert_close(b.cpu(), a)
 
 
 def test_images_are_normalized_where_they_are():
