@@ -105,9 +105,10 @@ def _lines() -> Iterator[str]:
     if "not built" in libraries().values():
         yield "                 build what is missing: pip install --no-build-isolation -e . (see docs/install.md)"
     yield ""
-    yield f"{'operator':<33}{'CPU':<12}CUDA"
+    width = 2 + max(map(len, OPS))
+    yield f"{'operator':<{width}}{'CPU':<12}CUDA"
     for name, where in backends().items():
-        yield f"{name:<33}{where['cpu']:<12}{where['cuda']}"
+        yield f"{name:<{width}}{where['cpu']:<12}{where['cuda']}"
 
 
 if __name__ == "__main__":
