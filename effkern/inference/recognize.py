@@ -84,7 +84,7 @@ def _check_weight(weight: Tensor) -> None:
     if weight.dtype not in FLOATS:
         raise NotReplaceable(f"dtype {weight.dtype} is none of float32, bfloat16, float16")
     if weight.device.type != "cpu":
-        raise NotReplaceable(f"it is on device {weight.device}; the kernels run on the CPU")
+        raise NotReplaceable(f"it is on device {weight.device}: optimize on the CPU and move the result")
     if weight.dim() != 4 or weight.numel() == 0 or weight.is_sparse or weight.is_quantized:
         raise NotReplaceable(f"its weight is no plain 4-d tensor, but {list(weight.shape)}")
 
