@@ -29,11 +29,12 @@ def shift_and_flip(
     padded = torch.nn.functional.pad(images, (shift,) * 4)
     top = torch.randint(2 * shift + 1, (n * parts, 1), generator=generator)[mine]
     left = torch.randint(2 * shift + 1, (n * parts, 1), generator=generator)[mine]
-    rows = top + torch.arange(h)
-    columns = left + torch.arange(w)
-    if flip:
-        mirrored = torch.rand(n * parts, 1, generator=generator)[mine] < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+    # Drawn on the processor, so that a device sees the same; one small copy, the indices are made where the images are.
+    mirrored = torch.rand(n * parts, 1, generator=generator)[mine] < 0.5 if flip else torch.zeros(n, 1)
+    top, left, mirrored = torch.stack([top, left, mirrored.long()]).to(images.device)
+    rows = top + torch.arange(h, device=images.device)
+    columns = left + torch.arange(w, device=images.device)
+    columns = torch.where(mirrored.bool(), columns.flip(1), columns)
     # One flat gather, an order of magnitude faster than four-dimensional advanced indexing.
-    flat = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).to(images.device, non_blocking=True)
+    flat = rows[:, :, None] * padded.shape[3] + columns[:, None, :]
     return padded.flatten(2).gather(2, flat.view(n, 1, h * w).expand(n, c, h * w)).view(n, c, h, w)
