@@ -33,11 +33,12 @@ class Ema(nn.Module):
         self.decay, self.warmup = decay, warmup
         self.module = copy.deepcopy(source).requires_grad_(False)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self._count: int | None = 0  # the buffer's value, which may lie on a device; None: to be read
         self.eval()
 
     def current_decay(self) -> float:
         """The decay the next update uses."""
-        t = int(self.updates)
+        t = self._count = int(self.updates) if self._count is None else self._count
         return min(self.decay, (1 + t) / (10 + t)) if self.warmup else self.decay
 
     @torch.no_grad()
@@ -53,12 +54,17 @@ class Ema(nn.Module):
                 f"source: must have the tensors of the copy, differs in {sorted(kept.keys() ^ new.keys())}"
             )
         decay = self.current_decay()
-        for name, average in kept.items():
-            if average.is_floating_point():
-                average.lerp_(new[name].to(average.dtype), 1 - decay)
-            else:
-                average.copy_(new[name])
+        floats = [name for name, average in kept.items() if average.is_floating_point()]
+        # A device takes one launch for many of them.
+        torch._foreach_lerp_([kept[n] for n in floats], [new[n].to(kept[n].dtype) for n in floats], 1 - decay)
+        for name in kept.keys() - set(floats):
+            kept[name].copy_(new[name])
         self.updates += 1
+        self._count = None if self._count is None else self._count + 1
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._count = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the copy says, without gradient."""
