@@ -23,7 +23,7 @@ from experiments.common import Context, Cycle, Experiment, Piece, batches_of, fr
 SEEDS = (0, 1, 2)
 WIDTHS = (16, 32, 48, 64)
 LENGTHS = (0.5, 2, 6)
-GATED = 6  # epochs of the supernets that get gates, and of the widths trained alone
+ALONE = 6  # epochs of the widths trained alone
 TEACHERS = {
     "bootstrapping": ["supernet.target=bootstrapping"],
     "distillation": ["supernet.target=distillation"],
@@ -58,9 +58,8 @@ QUICK = [
 def pieces(quick: bool) -> list[Piece]:
     """Supernets, networks of one width, gates, times."""
     add, seeds = (QUICK, SEEDS[:1]) if quick else ([], SEEDS)
-    lengths, gated, budgets = ((0.3,), 0.3, (0.9,)) if quick else (LENGTHS, GATED, BUDGETS)
+    lengths, alone, budgets = ((0.3,), 0.3, (0.9,)) if quick else (LENGTHS, ALONE, BUDGETS)
     result: list[Piece] = []
-    after = "bootstrapping"
     forms = {**GATES, **{f"{CHOSEN}, budget {share}": _budget(share) for share in budgets}}
     for seed in seeds:  # a whole seed after the other: what is there after a stop is a result
         for epochs, (target, form) in itertools.product(lengths, TEACHERS.items()):
@@ -69,9 +68,8 @@ def pieces(quick: bool) -> list[Piece]:
             result.append(Piece(f"supernet {target}, {epochs:g} epochs, seed {seed}", settings, make))
         for name, form in forms.items():
             free = [] if "budget" in name else ["gate.exact=false", "gate.budget=1.0"]
-            supernet = [*add, *TEACHERS[after], *_length(gated, seed)]
-            settings = [*supernet, *form, *free, f"gate.train.seed={seed}"]
-            make = partial(train_gate, name=name, after=f"{after}-{gated:g}-{seed}", seed=seed, settings=settings)
+            settings = [*add, f"supernet.train.seed={seed}", *form, *free, f"gate.train.seed={seed}"]
+            make = partial(train_gate, name=name, seed=seed, settings=settings)
             result.append(Piece(f"gate {name}, seed {seed}", settings, make))
         for width in (4, 6, 8) if quick else WIDTHS:
             stage = (
@@ -83,7 +81,7 @@ def pieces(quick: bool) -> list[Piece]:
                 *add,
                 f"network.options={{{stage},space=[0]}}",
                 "supernet.target=labels",
-                *_length(gated, seed),
+                *_length(alone, seed),
             ]
             make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
             result.append(Piece(f"alone {width}, seed {seed}", settings, make))
@@ -149,11 +147,12 @@ def train_watched(context: Context, before: Mapping[str, Any], key: str, setting
 
 
 def train_gate(
-    context: Context, before: Mapping[str, Any], name: str, after: str, seed: int, settings: list[str]
+    context: Context, before: Mapping[str, Any], name: str, seed: int, settings: list[str]
 ) -> dict[str, Any]:
-    """Gates on a supernet trained before."""
-    key = f"gate-{name}-{seed}".replace(", ", "-").replace(" ", "_")
-    found = context.train(key, "dsnet", "config", settings, after, ["supernet"])["phases"]["gate"]
+    """Gates on a supernet that those of a seed share; the first of them trains it."""
+    key, first = (f"gate-{one}-{seed}".replace(", ", "-").replace(" ", "_") for one in (name, next(iter(GATES))))
+    shared = [] if key == first else ["supernet"]
+    found = context.train(key, "dsnet", "config", settings, first, shared)["phases"]["gate"]
     return {**found["routing"], "budget": found["budget"], "seconds": found["seconds"]}
 
 
