@@ -33,6 +33,7 @@ demo: $(VENV)/.built ## train on real images, run all four ops, write runs/demo/
 experiments: $(VENV)/.tested ## train and measure what docs/experiments shows (a night; goes on after a stop)
 	$(BIN)/python -m experiments.stochastic_depth $(EXPERIMENT_ARGS)
 	$(BIN)/python -m experiments.dsnet $(EXPERIMENT_ARGS)
+	$(BIN)/python -m experiments.dsnet --data 'cifar10:$(CIFAR10)' $(EXPERIMENT_ARGS)
 	$(BIN)/python -m experiments.blockdrop --data 'cifar10:$(CIFAR10)' --weights '$(WEIGHTS)' $(EXPERIMENT_ARGS)
 
 test: $(VENV)/.tested ## build, then all tests of Python and C++

@@ -94,11 +94,13 @@ class Piece:
         name: unique.
         settings: what it depends on; with other settings it is done again.
         make: see above.
+        images: kind of data set it is for, as ``cifar10``. One that pieces name runs those alone, another the rest.
     """
 
     name: str
     settings: Any
     make: Callable[[Context, Mapping[str, Any]], Any]
+    images: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,10 @@ def _run(experiment: Experiment, context: Context, options: argparse.Namespace) 
     file = context.out / "results.json"
     results: dict[str, Any] = load_json(file) if file.is_file() else {}
     kept: dict[str, Any] = results.setdefault("pieces", {})
-    pieces = experiment.pieces(context.quick)
+    pieces, kind = experiment.pieces(context.quick), context.images.partition(":")[0]
+    if not context.quick:
+        named = kind if any(p.images == kind for p in pieces) else ""
+        pieces = [p for p in pieces if p.images == named]
     names = {piece.name for piece in pieces}
     whole, begun = ({n for n in options.only or [] if (n in names) == known} for known in (True, False))
     wanted = [p for p in pieces if not options.only or p.name in whole or any(p.name.startswith(n) for n in begun)]
@@ -178,7 +183,7 @@ def _run(experiment: Experiment, context: Context, options: argparse.Namespace) 
         return 0
     for piece in [] if options.render else wanted:
         # As it would be read back.
-        settings = json.loads(json.dumps({"images": context.images.partition(":")[0], "settings": piece.settings}))
+        settings = json.loads(json.dumps({"images": kind, "settings": piece.settings}))
         found = kept.get(piece.name)
         if found is not None and found["settings"] == settings:
             continue

@@ -67,6 +67,14 @@ def test_a_piece_with_other_settings_is_done_again(run):
     assert CALLS == ["first", "second", "second"]
 
 
+@pytest.mark.parametrize(("images", "done"), [("digits", ["first"]), ("fashion-mnist", ["second"])])
+def test_pieces_of_other_images_are_left_out(images, done, tmp_path):
+    CALLS.clear()
+    named = lambda quick: [pieces(quick)[0], replace(pieces(quick)[1], images="fashion-mnist")]  # noqa: E731
+    arguments = ["--data", images, "--out", str(tmp_path), "--runs", str(tmp_path / "r")]
+    assert main(replace(TOY, pieces=named), arguments) == 0 and done == CALLS
+
+
 def test_what_was_done_before_a_failure_is_kept(run, capsys):
     def broken(context, before):
         raise ValueError("no room")
