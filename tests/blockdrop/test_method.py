@@ -44,6 +44,8 @@ def test_the_curriculum_follows_the_run_and_is_saved():
     assert [method.free(Step(0, epoch=e)) for e in (0, 1, 3, 4, 9)] == [1, 2, 4, 5, 5]
     half = PolicyTraining(both(), ramp=0.5)
     assert [half.free(Step(0, fraction=f)) for f in (0, 0.09, 0.11, 0.25, 0.41, 0.5, 1)] == [1, 1, 2, 3, 5, 5, 5]
+    slow = PolicyTraining(both(), blocks_per_epoch=0.5)
+    assert [slow.free(Step(0, epoch=e)) for e in (0, 1, 2, 5, 9)] == [1, 1, 2, 3, 5]
     assert PolicyTraining(both(), curriculum=False).free(Step(0)) == K
     x, y = DATA.normalize(DATA.val.images[:8]), DATA.val.labels[:8]
     list(method.losses(x, y, Step(7, epoch=2)))
@@ -130,6 +132,20 @@ def test_reward_of_an_evaluation_by_hand():
     assert (metrics["top1"], metrics["blocks"], metrics["patterns"]) == (50.0, 0.5, 2)
     # While the first block is not yet free it runs for every image.
     assert (metrics["top1_forced"], metrics["blocks_forced"]) == (50.0, 1.0)
+    for kind in (PolicyTraining, JointTraining):
+        dear = kind(BlockDropNet(Fixed(), Policy()), gamma=3.0, cost=torch.tensor([3.0, 1.0]), overhead=1.0)
+        assert dear.evaluate([batch])["reward"] == pytest.approx((1 - 0.8**2 - 3 - 3 + 1 - 0.2**2) / 4)
+
+
+def test_options_reach_the_losses():
+    cost = torch.arange(1.0, 6)
+    phase_a = PolicyTraining(both(), 2.0, 0.7, 0.3, "published", 3, cost=cost, overhead=6.0).gradient
+    assert (phase_a.gamma, phase_a.a, phase_a.beta) == (2.0, 0.7, 0.3)
+    assert (phase_a.entropy_form, phase_a.samples) == ("published", 3)
+    phase_b = JointTraining(both(), 2.0, 0.7, 3.0, "all", cost=cost, overhead=6.0).objective
+    assert (phase_b.gamma, phase_b.a, phase_b.pg_weight, phase_b.bn_stats) == (2.0, 0.7, 3.0, "all")
+    for loss in (phase_a, phase_b):
+        assert torch.equal(loss.cost, cost) and float(loss.overhead) == 6
 
 
 def test_passes_without_gradient_run_the_skip_ops(monkeypatch):

@@ -222,6 +222,7 @@ def test_advantage_is_constant_and_per_sample():
 
 def test_policy_net_has_only_parameters_that_are_trained():
     policy = PolicyNet(7, in_channels=1, widths=(4, 8, 8), stem_stride=2, init=1.5)
+    assert torch.equal(policy.linear.bias, torch.full((7,), 1.5))
     logits = policy(torch.randn(3, 1, 14, 14))
     assert logits.shape == (3, 7)
     logits.square().sum().backward()

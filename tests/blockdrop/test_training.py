@@ -106,8 +106,10 @@ def chances(agent: nn.Module, x: Tensor, a: float) -> tuple[Tensor, Tensor]:
     return s, a * s + (1 - a) * (1 - s)
 
 
-def gains(right: Tensor, keep: Tensor, gamma: float) -> Tensor:
-    return torch.where(right, 1 - (keep.sum(1) / K) ** 2, torch.tensor(-gamma))
+def gains(right: Tensor, keep: Tensor, gamma: float, cost: Tensor | None = None, overhead: float = 0.0) -> Tensor:
+    cost = torch.ones(K) if cost is None else cost
+    usage = ((keep * cost).sum(1) + overhead) / (cost.sum() + overhead)
+    return torch.where(right, 1 - usage**2, torch.tensor(-gamma))
 
 
 def log_pi(p: Tensor, u: Tensor) -> Tensor:
@@ -142,7 +144,8 @@ def test_phase_a_by_hand(samples, form):
     assert loss.usages == [pytest.approx(float(torch.stack([u for _, u in drawn]).float().mean()))]
 
 
-def test_phase_b_by_hand():
+@pytest.mark.parametrize("cost", [None, torch.tensor([1.0, 2, 4, 8, 16])], ids=["blocks", "cost"])
+def test_phase_b_by_hand(cost):
     """Cross-entropy of the drawn path plus the weighted policy gradient, without entropy."""
     net, agent, (x, y) = backbone().eval(), policy().eval(), batch(32)
     with torch.no_grad():
@@ -151,11 +154,37 @@ def test_phase_b_by_hand():
     s, p = chances(agent, x, 0.7)
     drawn, best = uniform < p, s >= 0.5
     scores = net(x, drawn)
-    advantage = gains(scores.argmax(1) == y, drawn, 2.0) - gains(net(x, best).argmax(1) == y, best, 2.0)
+    price = (2.0, cost, 0.0 if cost is None else 3.0)
+    advantage = gains(scores.argmax(1) == y, drawn, *price) - gains(net(x, best).argmax(1) == y, best, *price)
     assert advantage.unique().numel() > 2
     want = torch.nn.functional.cross_entropy(scores, y) - 3 * (advantage * log_pi(p, drawn).sum(1)).mean()
     joint = BlockDropNet(net, agent).eval()
-    torch.testing.assert_close(Finetune(2.0, 0.7, pg_weight=3.0)(joint, x, y, uniform), want)
+    loss = Finetune(2.0, 0.7, pg_weight=3.0, cost=cost, overhead=price[2])
+    torch.testing.assert_close(loss(joint, x, y, uniform), want)
+
+
+@pytest.mark.parametrize("phase", ["policy", "joint"])
+def test_a_draw_and_its_log_probability_are_of_the_same_numbers(phase):
+    """Logits that autocast made 16-bit ones are rounded once, and nothing behind them is."""
+
+    class Rounding(nn.Module):
+        num_blocks = K
+
+        def __init__(self, back: torch.dtype) -> None:
+            super().__init__()
+            self.agent, self.back = policy(), back
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.agent(x).bfloat16().to(self.back)
+
+    net, (x, y), uniform, losses = backbone().eval(), batch(32), torch.rand(32, K), []
+    for back in (torch.bfloat16, torch.float32):
+        agent = Rounding(back).eval()
+        if phase == "policy":
+            losses.append(PolicyGradient(net)(agent, x, y, uniform.unsqueeze(1)))
+        else:
+            losses.append(Finetune()(BlockDropNet(net, agent), x, y, uniform))
+    assert losses[0].dtype == torch.float32 and torch.equal(*losses)
 
 
 def test_phase_a_leaves_the_backbone_bit_for_bit():
@@ -321,6 +350,8 @@ def test_evaluate_counts():
     assert torch.equal(usage.keep, keeps.bool())
     forced = evaluate(net, lambda x: torch.full((len(x), K), -1.0), batches, Curriculum(K, 1))
     assert forced.blocks == 4
+    for logit, blocks in ((0.2, K), (0.0, K), (-0.2, 0)):  # logits and no probabilities; a tie keeps
+        assert evaluate(net, lambda x, logit=logit: torch.full((len(x), K), logit), batches).blocks == blocks
 
 
 class Depends(nn.Module):

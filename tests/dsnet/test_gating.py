@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from effkern.data import BatchFeed
 from effkern.dsnet import GateTraining, expected_cost, gumbel_noise, gumbel_softmax
 from effkern.dsnet.gating import _weights
+from effkern.dsnet.route import configuration
 from effkern.training import Recipe, Run, Step, train
-from tests.dsnet.gated import CASES, DATA, IMAGE, batch, network
+from tests.dsnet.gated import CASES, DATA, IMAGE, TWO, batch, network
 
 AT = Step(3, seed=5)
 
@@ -19,12 +20,12 @@ def method(net=None, **options) -> GateTraining:
     return GateTraining(network() if net is None else net, IMAGE, **options).train()
 
 
-def parts(net, x):
-    """Attended maps, logits, noise and choice of a network of one gate."""
-    (gate,) = net.gates
+def parts(net, x, tau=1.0):
+    """Attended maps, logits, noise and choice at the first gate of a network."""
+    gate = net.gates[0]
     a, z = gate.decide(net.segment(0, x, 0), 0)
     noise = gumbel_noise(AT.uniform(len(x), len(gate.space), stream=1))
-    return a, z, noise, gumbel_softmax(z, noise)
+    return a, z, noise, gumbel_softmax(z, noise, tau)
 
 
 def test_the_whole_loss_by_hand():
@@ -39,6 +40,39 @@ def test_the_whole_loss_by_hand():
     cost = (expected_cost(trained.costs, [choice]).mean() / trained.most) ** 2
     assert 0 < easy.float().mean() < 1 or not easy.any()
     torch.testing.assert_close(loss.double(), 2 * task + 3 * sgs + 0.5 * cost, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["logits", "published"])
+def test_the_labels_of_two_gates_by_hand(form):
+    """The mean over the gates, each towards its own end, where the first has two choices and the second three."""
+    (x, y), net, tau = batch(), network("ds_resnet", TWO["ds_resnet"]), 0.5
+    trained = method(net, sgs=form, task=0.0, cost="none", tau=tau, gate_smoothing=0.1)
+    (loss,) = trained.losses(x, y, AT)
+    a, first, noise, choice = parts(net, x, tau)
+    at = configuration(net, 1, _weights(choice, (0, 2)), 0)
+    _, second = net.gates[1].decide(net.segment(1, a, at, 0), at)
+    scored = [(first, noise), (second, gumbel_noise(AT.uniform(len(x), 3, stream=2)))]
+    easy = net.along(x, (0, 0)).argmax(1) == y
+    assert 0 < easy.float().mean() < 1
+    losses = [
+        F.cross_entropy(
+            z if form == "logits" else ((z + g) / tau).softmax(1), torch.where(easy, 0, end), label_smoothing=0.1
+        )
+        for (z, g), end in zip(scored, (1, 2), strict=True)
+    ]
+    torch.testing.assert_close(loss, sum(losses) / 2, rtol=1e-5, atol=1e-5)
+
+
+def test_the_gradient_of_choices_has_their_temperature():
+    x, y = batch()
+    trained = method(sgs="none", task=0.0, cost="relative", tau=0.3)
+    (loss,) = trained.losses(x, y, AT)
+    net = trained.net
+    *_, choice = parts(net, x, 0.3)
+    want = 0.5 * (expected_cost(trained.costs, [choice]).mean() / trained.most) ** 2
+    grads = [torch.autograd.grad(value, net.gates[0].slim.weight)[0] for value in (loss, want)]
+    assert grads[0].any()
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize(
@@ -66,9 +100,12 @@ def test_pressure_grows_above_the_budget_and_falls_below():
         trained.gates[0].offset.copy_(
             torch.tensor([0.0, 1e6, 0.0]) * (sign < 0) + torch.tensor([0, 0, 1e6]) * (sign > 0)
         )
-        list(trained.losses(x, y, AT))
+        (loss,) = trained.losses(x, y, AT)
         spent = float(trained.costs[2 if sign > 0 else 1]) / (budget * trained.most)
         assert trained.pressure.item() == pytest.approx(0.1 * (spent - 1)) and sign * trained.pressure > 0
+        *_, drawn = parts(network(), x)
+        share = trained.costs[drawn.argmax(1)].double().mean() / trained.most
+        assert loss.item() == pytest.approx(float(trained.pressure * share))
         before = trained.pressure.clone()
         trained.eval()
         list(trained.losses(x, y, AT))

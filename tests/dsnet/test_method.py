@@ -76,6 +76,11 @@ def test_teacher_has_no_gradient_and_its_statistics_follow():
     torch.testing.assert_close(dict(method.teacher.module.named_buffers())[name], want)
 
 
+def test_the_teacher_has_the_decay_asked_for():
+    teacher = SupernetTraining(supernet(), 4, decay=0.05).teacher
+    assert teacher.current_decay() == 0.05  # below where the warm-up begins
+
+
 def test_each_width_updates_its_own_statistics():
     model, (x, y) = supernet(), batch()
     norm = model.features[0].bn

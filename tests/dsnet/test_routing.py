@@ -153,6 +153,21 @@ def test_a_mixture_takes_the_best_two_widths():
     assert found.static_mixture == 75 and found.same_histogram == 25 and found.diversity == 0
 
 
+def test_routing_of_two_gates_by_hand():
+    found = Routing(
+        choice=torch.tensor([[0, 2], [1, 2], [0, 0], [1, 1]]),
+        correct=torch.ones(4).bool(),
+        correct_at=torch.tensor([[1, 1], [0, 1], [0, 1], [0, 1]]).bool(),
+        macs=torch.tensor([10, 30, 30, 30]),
+        macs_at=torch.tensor([10, 30]),
+        spaces=[2, 3],
+    )
+    assert found.histogram == [[0.5, 0.5], [0.25, 0.25, 0.5]]
+    assert found.diversity == pytest.approx((math.log(2) + 1.5 * math.log(2)) / 2)
+    assert found.wide_given_hard == pytest.approx(1 / 3) and found.wide_given_easy == 1  # of the last gate
+    assert found.same_histogram is None
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_evaluation_counts_what_ran(name, options):
     net = network(name, options).train()
