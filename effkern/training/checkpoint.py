@@ -50,8 +50,10 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())  # else a power cut can leave the new name with no content
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp is private; a result should be readable like any other file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write that fails for want of room does not say where
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import sys
 import types
 import typing
@@ -16,13 +17,29 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["ConfigError", "defaults_of", "load_config", "parse_config", "read_toml", "with_settings"]
+__all__ = ["ConfigError", "check", "defaults_of", "load_config", "parse_config", "read_toml", "with_settings"]
 
 T = TypeVar("T")
 
 
 class ConfigError(ValueError):
     """A configuration names a key that is not there, or gives one a value it cannot have."""
+
+
+def check(config: Any, **rules: tuple[bool, str]) -> None:
+    """Refuse values of a dataclass, by name: whether each is as it must be, and how that is.
+
+    Raises:
+        ValueError: for the first that is not.
+
+    >>> from effkern.training import Recipe
+    >>> check(Recipe(epochs=3), epochs=(False, "even"))
+    Traceback (most recent call last):
+    ValueError: epochs: must be even, got 3
+    """
+    for name, (holds, rule) in rules.items():
+        if not holds:
+            raise ValueError(f"{name}: must be {rule}, got {getattr(config, name)}")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -149,9 +166,20 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin is dict or kind is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{name} must be a table, got {value!r}")
-        return dict(value)
+        return _finite(dict(value), name)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    return _finite(value, name)
+
+
+def _finite(value: Any, name: str) -> Any:
+    """TOML has nan and inf, which pass many a comparison and which no result file can hold."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value}")
     return value

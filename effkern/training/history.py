@@ -55,7 +55,7 @@ class History:
         try:
             save_snapshot(path, state)
         except OSError as error:
-            raise CheckpointError(f"{path}: cannot be written: {error}; {self.stands()}") from error
+            raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}; {self.stands()}") from error
         for old in self.paths()[: -self.keep]:
             old.unlink(missing_ok=True)
         return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -14,6 +15,8 @@ from .progress import say
 
 __all__ = ["CsvLog", "TensorBoardLog"]
 
+_ROW = re.compile(r"\d+,[\x20-\x7e]*$")
+
 
 class CsvLog:
     """One row a step; the first row names the columns.
@@ -22,21 +25,27 @@ class CsvLog:
 
     Args:
         path: of the file.
-        done: a resumed run keeps the rows up to this step; those after it, and a last line cut short, are rewritten.
+        done: a resumed run keeps the rows up to this step; those after it are rewritten. A line that is no row, as one
+            cut short or one of the zeros that a power cut may leave, is dropped; a file that is no log is set aside as
+            ``*.damaged``.
     """
 
     def __init__(self, path: Path, done: int = 0) -> None:
         self.path = path
         self.columns: list[str] = []
         self._waiting, self._told = "", False
-        text = path.read_text() if done and path.is_file() else ""
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-        if lines:
-            self.columns = next(csv.reader(lines[:1]))
-            kept = [line for line in lines[1:] if int(line.split(",", 1)[0]) <= done]
-            write_atomically(path, "".join([lines[0], *kept]).encode())
-        else:
-            path.unlink(missing_ok=True)
+        text = path.read_text(errors="replace") if done and path.is_file() else ""
+        head, *lines = text.split("\n")[:-1] or [""]  # what no newline ends was cut short
+        if head.startswith("step,"):
+            self.columns = next(csv.reader([head]))
+            rows = [line for line in lines if line.count(",") == head.count(",") and _ROW.match(line)]
+            kept = [row for row in rows if int(row.split(",", 1)[0]) <= done]
+            write_atomically(path, "".join(f"{line}\n" for line in [head, *kept]).encode())
+            return
+        if text:
+            say(f"{path}: is no log of a run; set aside as {path.name}.damaged.")
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        path.unlink(missing_ok=True)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row. A column that was not there in the first row is refused, so that no file has two shapes.

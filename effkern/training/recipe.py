@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .config import check
+
 __all__ = ["Recipe", "learning_rate", "make_optimizer", "parameter_groups"]
 
 Optimizer = Literal["sgd", "adam", "adamw"]
@@ -76,12 +78,22 @@ class Recipe:
         for name in ("epochs", "lr", "batch_size", "accumulate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}")
-        if not 0 <= self.warmed_up < 1:
-            raise ValueError(f"warmup: must be in [0, 1), got {self.warmup}")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema: must be in [0, 1), got {self.ema}")
-        if list(self.milestones) != sorted(self.milestones) or not all(0 < m < 1 for m in self.milestones):
-            raise ValueError(f"milestones: must be ascending fractions between 0 and 1, got {self.milestones}")
+        rising = list(self.milestones) == sorted(self.milestones) and all(0 < m < 1 for m in self.milestones)
+        check(
+            self,
+            epochs=(math.isfinite(self.epochs), "finite"),
+            warmup=(0 <= self.warmed_up < 1, "in [0, 1)"),
+            warmup_from=(0 <= self.warmup_from <= 1, "in [0, 1]"),
+            momentum=(0 <= self.momentum < 1, "in [0, 1)"),
+            weight_decay=(self.weight_decay >= 0, "at least 0"),
+            label_smoothing=(0 <= self.label_smoothing <= 1, "in [0, 1]"),
+            factor=(self.factor > 0, "positive"),
+            clip=(self.clip is None or self.clip > 0, "positive"),
+            budget_s=(self.budget_s is None or self.budget_s > 0, "positive"),
+            seed=(-(2**63) <= self.seed < 2**63, "of 64 bits"),
+            ema=(0 <= self.ema < 1, "in [0, 1)"),
+            milestones=(rising, "ascending fractions between 0 and 1"),
+        )
 
     @property
     def warmed_up(self) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, in_a_line, save_weights
+from .config import check
 from .counting import plain_tensors
 from .history import History
 from .logs import CsvLog, TensorBoardLog
@@ -52,8 +53,12 @@ class Run:
     norms: bool = False
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise ValueError(f"log_every: must be at least 1, got {self.log_every}")
+        check(
+            self,
+            log_every=(self.log_every >= 1, "at least 1"),
+            save_every_s=(self.save_every_s >= 0, "at least 0"),
+            evaluate_every=(self.evaluate_every >= 0, "at least 0"),
+        )
         self.history = History(self.folder / "checkpoints", self.keep)
         self._saved = time.monotonic()
         self._rows: list[dict[str, float]] = []
@@ -164,7 +169,8 @@ class Run:
             try:
                 self._write_best()
             except OSError as error:
-                say(f"{self.folder / 'best.safetensors'}: cannot be written yet: {error}. Training goes on.")
+                path, why = self.folder / "best.safetensors", error.strerror or error
+                say(f"{path}: cannot be written yet: {why}. Training goes on.")
 
     def _write_best(self) -> None:
         if self._best is not None:

@@ -47,7 +47,23 @@ def test_warmup_goes_before_any_schedule():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("ema", 1.0), ("accumulate", 0), ("batch_size", 0), ("milestones", (0.7, 0.5)), ("milestones", (1.0,)), ("lr", 0)],
+    [
+        ("ema", 1.0),
+        ("accumulate", 0),
+        ("batch_size", 0),
+        ("milestones", (0.7, 0.5)),
+        ("milestones", (1.0,)),
+        ("lr", 0),
+        ("epochs", float("inf")),
+        ("momentum", 1.0),
+        ("weight_decay", -1e-4),
+        ("label_smoothing", 1.1),
+        ("warmup_from", -0.1),
+        ("factor", 0.0),
+        ("clip", 0.0),
+        ("budget_s", 0.0),
+        ("seed", 2**63),
+    ],
 )
 def test_senseless_recipes_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name}: must be"):
@@ -135,6 +151,10 @@ def test_configuration_files(tmp_path):
         ('name = "x"\n[inner]\nkind = "column"', "inner.kind must be one of 'row', 'batch', got 'column'"),
         ('name = "x"\ninner = 3', "inner must be a table, got 3"),
         ('name = "x"\nflag = 1', "flag must be of type bool, got 1"),
+        ('name = "x"\nlimit = inf', "limit must be a finite number, got inf"),
+        ('name = "x"\n[inner]\nrate = nan', "inner.rate must be a finite number, got nan"),
+        (f'name = "x"\n[inner]\nrate = 1{"0" * 400}', "inner.rate must be a finite number, got inf"),
+        ('name = "x"\n[options]\na = [1, { b = nan }]', r"options.a\[1\].b must be a finite number, got nan"),
         ("name = ", "cannot be read as TOML"),
         (None, "cannot be read as TOML"),
     ],
@@ -181,6 +201,18 @@ def test_csv_goes_on_after_a_crash(tmp_path):
         CsvLog(path, 3).write(4, {"loss": 1.0})
     CsvLog(path)  # a run from the start
     assert not path.exists()
+
+
+def test_csv_drops_what_is_no_row_and_sets_aside_what_is_no_log(tmp_path, capsys):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"step,loss\n1,0.5\n\0\0\0\n2\n2,0.5,7\n\xff\xfe,1\n3,0.25\n\0\0\0\0")
+    CsvLog(path, 3).write(4, {"loss": 1.0})
+    assert path.read_text() == "step,loss\n1,0.5\n3,0.25\n4,1.0\n"
+    for strange in (b"\0\0\0\0\n\0\n", b"something else\n", b"\xff\xfe"):
+        path.write_bytes(strange)
+        CsvLog(path, 4).write(5, {"loss": 2.0})
+        assert path.read_text() == "step,loss\n5,2.0\n" and (tmp_path / "a.csv.damaged").read_bytes() == strange
+        assert f"{path}: is no log of a run; set aside as a.csv.damaged" in capsys.readouterr().out
 
 
 def test_rows_wait_while_the_disk_is_full(tmp_path, monkeypatch, capsys):
