@@ -68,6 +68,9 @@ class PolicyNet(nn.Module):
         large: a stem of 7x7 with stride 2 and a max pool, and projection shortcuts, as networks for ImageNet have; with
             widths 64, 128, 256, 512 this is the ResNet-10 of the ImageNet experiments, see :func:`load_first_blocks`.
         init: first value of every logit's bias; positive starts near the backbone that runs everything.
+
+    Raises:
+        ValueError: for a number that is not positive, or no width.
     """
 
     def __init__(
@@ -83,6 +86,10 @@ class PolicyNet(nn.Module):
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+        if not widths or min(widths) < 1 or min(stem_stride, pool) < 1:
+            raise ValueError(
+                f"widths, stem_stride and pool must be at least 1, got {list(widths)}, {stem_stride} and {pool}"
+            )
         self.num_blocks, self.pool, self.large = num_blocks, pool, large
         kernel, stem_stride = (7, 2) if large else (3, stem_stride)
         self.conv1 = nn.Conv2d(in_channels, widths[0], kernel, stride=stem_stride, padding=kernel // 2, bias=False)

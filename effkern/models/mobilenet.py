@@ -65,7 +65,7 @@ class SlimmableMobileNetV1(RunsAsChain):
         super().__init__()
         if not width_mults or min(width_mults) <= 0 or list(width_mults) != sorted(width_mults):
             raise ValueError(f"width_mults must be positive and ascending, got {list(width_mults)}")
-        self.width_mults = tuple(width_mults)
+        self.width_mults, self.num_widths = tuple(width_mults), len(width_mults)
 
         def widths(channels: int) -> list[int]:
             return [make_divisible(channels * mult) for mult in self.width_mults]

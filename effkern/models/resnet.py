@@ -141,6 +141,8 @@ class CifarResNet(ResNet):
         shortcut: str = "subsample",
     ) -> None:
         super().__init__(widths[0], widths, blocks, "basic", shortcut)
+        if stem_stride < 1:
+            raise ValueError(f"stem_stride must be at least 1, got {stem_stride}")
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
         self.linear = nn.Linear(self.out_channels, num_classes)

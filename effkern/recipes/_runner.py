@@ -148,6 +148,8 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
     best = folder / "best.safetensors"
     if (phase.keep_best or recipe.ema) and best.is_file():
         method.result().load_state_dict(load_weights(best))
+    elif (phase.keep_best or recipe.ema) and done.best and world().is_first:
+        say(f"{best}: is missing; the last state is the outcome, and not the best one.")
     if phase.finish is not None:
         phase.finish(method)
     test = {key: float(value) for key, value in method.evaluate(_batches(data, "test")).items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from effkern.data import Dataset, ImageOptions
 from effkern.models import create_model
 from effkern.training import CheckpointError, in_a_line, load_weights
+from effkern.training.config import check
 
 __all__ = ["DataConfig", "NetworkConfig", "RunConfig", "load_network", "read_weights"]
 
@@ -33,6 +35,9 @@ class DataConfig:
     augment: bool = True
     shift: int = 4
     files: ImageOptions | None = None
+
+    def __post_init__(self) -> None:
+        check(self, shift=(self.shift >= 0, "at least 0"))
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,9 @@ class RunConfig:
     cache_gb: float = 0.0
     skip_ops: bool = True
 
+    def __post_init__(self) -> None:
+        check(self, cache_gb=(self.cache_gb >= 0, "at least 0"))
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -75,13 +83,18 @@ def load_network(config: NetworkConfig, data: Dataset, seed: int) -> nn.Module:
     """The network for a data set, with its first weights.
 
     Raises:
-        ValueError: for an unknown name or option.
+        ValueError: for an unknown name or option, or a value the network cannot be built with.
         CheckpointError: if ``init`` cannot be read or is of another network.
     """
+    given = {"in_channels": data.image_shape[0], "num_classes": len(data.classes)}
+    if known := given.keys() & config.options.keys():
+        raise ValueError(f"network.options: {', '.join(sorted(known))} must be left out, as the data say it")
     torch.manual_seed(seed)
-    network = create_model(
-        config.name, in_channels=data.image_shape[0], num_classes=len(data.classes), **config.options
-    )
+    try:
+        network = create_model(config.name, **given, **config.options)
+    except (TypeError, IndexError, ArithmeticError, RuntimeError) as error:  # of values no network checks
+        options = ", ".join(f"{name}={value!r}" for name, value in config.options.items())
+        raise ValueError(f"network.options: no {config.name} has {options}: {in_a_line(error)}") from error
     if config.init:
         path = Path(config.init)
         weights = read_weights(path)
@@ -103,5 +116,5 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error

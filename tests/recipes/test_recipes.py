@@ -5,19 +5,23 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from effkern import cli
+from effkern.blockdrop import block_costs
 from effkern.data import load_digits
 from effkern.recipes import config_path, names
-from effkern.training import load_config, load_weights
+from effkern.training import load_config, load_weights, parse_config
+from effkern.training.config import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -110,6 +114,16 @@ def test_a_later_phase_may_change_without_the_earlier_ones(tmp_path, capsys):
         (["network.name=mobilenet_v2", "network.options={}"], 1, "there is no residual block"),
         (["network.init=/nowhere.safetensors"], 1, "train: /nowhere.safetensors: cannot be read"),
         (["train.batch_size=5000"], 1, "batch_size: must be in [1, 1237]"),
+        (["train.epochs=inf"], 1, "train.epochs must be a finite number, got inf"),
+        (["run.evaluate_every=nan"], 1, "run.evaluate_every must be a finite number, got nan"),
+        (["network.options={widths=[4, nan]}"], 1, "network.options.widths[1] must be a finite number, got nan"),
+        (["train.label_smoothing=-1"], 1, "train.label_smoothing: must be in [0, 1], got -1"),
+        (["train.budget_s=0"], 1, "train.budget_s: must be positive, got 0"),
+        (["run.save_every_s=-1"], 1, "save_every_s: must be at least 0, got -1"),
+        (["data.shift=-1"], 1, "data.shift: must be at least 0, got -1"),
+        (["network.options={in_channels=3}"], 1, "network.options: in_channels must be left out, as the data say it"),
+        (["network.options={widths='abc'}"], 1, "network.options: no resnet32 has widths='abc': "),
+        (["network.options={stem_stride=0}"], 1, "stem_stride must be at least 1, got 0"),
     ],
 )
 def test_mistakes_are_one_line(change, status, message, tmp_path, capsys):
@@ -139,6 +153,141 @@ def test_weights_of_another_network_are_one_line(tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"{weights}: does not fit resnet32: " in said and "layer2.1.conv1.weight" in said
     assert len(said.splitlines()) == 1 and len(said) < 800
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "pickle", "objects", "encrypted"])
+def test_a_damaged_archive_of_weights_is_one_line_and_runs_nothing(damage, tmp_path, capsys):
+    class Run:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    path = tmp_path / "weights.npz"
+    np.savez_compressed(path, **{"conv1.weight": np.linspace(0, 1, 999)})
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[content.index(b".npy") + 40] ^= 0xFF  # of the compressed stream
+    elif damage == "encrypted":
+        content[content.index(b"PK\x01\x02") + 8] |= 1
+    elif damage == "objects":
+        np.savez(path, **{"conv1.weight": np.array([Run()], dtype=object)})
+        content = bytearray(path.read_bytes())
+    changed = {"empty": b"", "cut": content[: len(content) // 2], "pickle": pickle.dumps(Run())}
+    path.write_bytes(changed.get(damage, content))
+    assert cli.main(command("stochastic-depth", tmp_path / "run", f"network.init={path}")) == 1
+    said = capsys.readouterr().err
+    assert f"{path}: cannot be read as weights: " in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "executed").exists()
+
+
+def test_every_option_of_a_file_reaches_its_method():
+    """Everything another value than by default, so that two that are mixed up show."""
+    module, data = importlib.import_module("effkern.recipes.blockdrop"), load_digits()
+    text = """
+        [network]
+        name = "resnet20"
+        options = { widths = [4, 4, 4], blocks = [1, 1, 1], stem_stride = 2, shortcut = "pool" }
+        [policy]
+        widths = [3, 5]
+        stem_stride = 3
+        pool = 2
+        init = 1.5
+        gamma = 2.5
+        a = 0.7
+        beta = 0.3
+        entropy_form = "published"
+        samples = 4
+        blocks_per_epoch = 0.25
+        ramp = 0.75
+        cost = "macs"
+        overhead = true
+        train = { epochs = 1 }
+        [joint]
+        gamma = 6.5
+        a = 0.9
+        pg_weight = 3.5
+        bn_stats = "frozen"
+        policy_lr = 0.5
+        cost = "macs"
+        train = { epochs = 1 }
+        [run]
+        cache_gb = 0.5
+    """
+    config = parse_config(module.Config, tomllib.loads(text))
+    made = []
+    for phase in module.phases(config, data, lambda name: made[0].result().state_dict()):
+        made.append(phase.build())
+    first, second = made
+    policy = first.net.policy
+    assert [b.out_channels for b in policy.blocks] == [3, 5] and policy.conv1.stride == (3, 3) and policy.pool == 2
+    assert policy.linear.bias.tolist() == [1.5] * 3
+    a, b = first.gradient, second.objective
+    assert (a.gamma, a.a, a.beta, a.entropy_form, a.samples) == (2.5, 0.7, 0.3, "published", 4)
+    assert (first.blocks_per_epoch, first.ramp, a.cache.limit) == (0.25, 0.75, 0.5e9)
+    each, rest = block_costs(first.net, data.image_shape)
+    assert torch.equal(first.cost, each) and float(first.overhead) == rest
+    assert (b.gamma, b.a, b.pg_weight, b.bn_stats, second.policy_lr) == (6.5, 0.9, 3.5, "frozen", 0.5)
+    assert torch.equal(second.cost, each) and float(second.overhead) == 0
+
+    module = importlib.import_module("effkern.recipes.dsnet")
+    text = """
+        [network]
+        name = "ds_resnet"
+        options = { stem = 4, front = [[8, 1, 1]], stages = [[[4, 6, 8, 10], 1, 2]], space = [0, 1, 2] }
+        [supernet]
+        random = 1
+        target = "distillation"
+        ensemble = false
+        train = { epochs = 1, label_smoothing = 0.3 }
+        [gate]
+        space = [0, 1, 3]
+        sgs = "logits"
+        targets = "cheapest"
+        hopeless = "slimmest"
+        task = 0.25
+        sgs_weight = 0.75
+        cost = "hinge"
+        cost_weight = 1.5
+        budget = 0.9
+        tau = 0.5
+        gate_smoothing = 0.125
+        heads = "slim"
+        train = { epochs = 1, label_smoothing = 0.2 }
+        [run]
+        cache_gb = 0.5
+    """
+    config, made = parse_config(module.Config, tomllib.loads(text)), []
+    for phase in module.phases(config, data, lambda name: made[0].result().state_dict()):
+        made.append(phase.build())
+    supernet, gate = made
+    assert (supernet.random, supernet.target, supernet.ensemble) == (1, "distillation", False)
+    assert supernet.label_smoothing == 0.3 and supernet.teacher is None
+    assert all(p.requires_grad for p in supernet.parameters())
+    assert [one.space for one in gate.gates] == [(0, 1, 3)]
+    assert (gate.sgs, gate.targets, gate.hopeless) == ("logits", "cheapest", "slimmest")
+    assert (gate.task, gate.sgs_weight, gate.cost, gate.cost_weight) == (0.25, 0.75, "hinge", 1.5)
+    assert (gate.budget, gate.tau, gate.label_smoothing, gate.cache.limit) == (0.9, 0.5, 0.2, 0.5e9)
+    assert [loss.smoothing for loss in gate.sgs_losses] == [0.125]
+    assert not gate.gates[0].expand.weight.requires_grad and gate.gates[0].slim.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["slimmable_cnn", "mobilenet_v1_slimmable"])
+def test_slimmable_networks_without_gates_are_supernets_too(name, tmp_path):
+    config = tmp_path / "c.toml"
+    options = "widths = [2, 4], blocks = [1, 1]" if name == "slimmable_cnn" else "width_mults = [0.25, 0.3]"
+    config.write_text(
+        f"[network]\nname = '{name}'\noptions = {{ {options} }}\n"
+        "[supernet]\ncalibration = 1\ntrain = { epochs = 0.1, batch_size = 64 }\n"
+    )
+    assert cli.main(["train", "dsnet", "--data", "digits", "--config", str(config), "--out", str(tmp_path)]) == 0
+    assert list(json.loads((tmp_path / "result.json").read_text())["phases"]) == ["supernet"]
+
+
+def test_best_weights_that_are_gone_are_said(tmp_path, capsys):
+    assert cli.main(command("blockdrop", tmp_path)) == 0
+    (tmp_path / "joint" / "best.safetensors").unlink()
+    capsys.readouterr()
+    assert cli.main(command("blockdrop", tmp_path)) == 0
+    assert f"{tmp_path}/joint/best.safetensors: is missing; the last state is the outcome" in capsys.readouterr().out
 
 
 def test_rewards_may_count_work_or_time(tmp_path, capsys):
@@ -185,6 +334,17 @@ def test_a_network_the_method_cannot_use_is_refused(tmp_path, capsys):
     assert cli.main(command("blockdrop", tmp_path, *change)) == 1
     said = capsys.readouterr()
     assert "MobileNetV2 has no skippable blocks" in said.err and said.out == ""  # before anything is trained
+    for wrong, message in (
+        ("policy.a=0.5", "policy.a: must be in (0.5, 1], got 0.5"),
+        ("policy.widths=[]", "widths, stem_stride and pool must be at least 1, got [], 2 and 1"),
+        ("policy.pool=29", "policy.pool: must be at most 28, the size of the images, got 29"),
+        ("policy.weights=/nowhere", "/nowhere: cannot be read"),
+        ("joint.gamma=-1", "joint.gamma: must be at least 0, got -1"),
+        ("base.survival=2", "base.survival: must be in [0, 1], got 2"),
+    ):
+        assert cli.main(command("blockdrop", tmp_path, wrong)) == 1
+        said = capsys.readouterr()
+        assert message in said.err and said.out == "" and not (tmp_path / "base").exists()
     assert cli.main(command("dsnet", tmp_path, *change[:2])) == 1
     assert "MobileNetV2 is not slimmable" in capsys.readouterr().err
 
@@ -261,6 +421,10 @@ def test_gates_go_on_from_a_supernets_file(tmp_path):
         (["gate.sgs=soft"], "gate.sgs must be one of 'balanced', 'logits', 'published', 'none', got 'soft'"),
         (["gate.space=[0, 1]"], "space must have 3 indices, got [0, 1]"),
         (["supernet.held_out=1"], "supernet.held_out: must be in [0, 1), got 1.0"),
+        (["gate.space=[0, 1, 3]"], "gate.space: must be width indices of at most 2, got [0, 1, 3]"),
+        (["gate.seen=2"], "gate.seen: must be in [0, 1], got 2.0"),
+        (["gate.gate_smoothing=-1"], "gate.gate_smoothing: must be in [0, 1], got -1.0"),
+        (["supernet.calibration=0"], "supernet.calibration: must be at least 1, got 0"),
         (["network.name=slimmable_cnn", "network.options={widths=[2,4],blocks=[1,1]}"], "SlimmableCNN has no gates"),
     ],
 )
@@ -268,6 +432,7 @@ def test_mistakes_about_gates_are_one_line(change, message, tmp_path, capsys):
     assert cli.main(command("dsnet", tmp_path, *change)) == 1
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "supernet").exists()  # and not when the supernet is trained
 
 
 def test_large_networks_with_a_large_policy_run_the_same_recipe(tmp_path):

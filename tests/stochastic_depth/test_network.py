@@ -129,3 +129,14 @@ def test_dropped_blocks_are_not_run():
     list(method.losses(torch.randn(16, 1, 8, 8), torch.zeros(16, dtype=torch.long), at))
     assert sum(rows) == int(method.draw(16, Step(0)).sum()) < 5 * 16
     assert float(at.metrics["blocks"]) == pytest.approx(sum(rows) / 16)
+
+
+@pytest.mark.parametrize("make", [resnet, foreign], ids=["ours", "foreign"])
+def test_the_loss_by_hand(make):
+    """Smoothed cross-entropy; at survival 1 there is nothing to draw."""
+    net = make()
+    method = StochasticDepthTraining(convert(net, torch.ones(len(blocks_of(net)))), label_smoothing=0.2).train()
+    x, y = torch.randn(8, 1, 10, 10), torch.arange(8)
+    (loss,) = method.losses(x, y, Step(0))
+    log_p = net.train()(x).log_softmax(1)
+    torch.testing.assert_close(loss, -(0.8 * log_p[torch.arange(8), y] + 0.2 * log_p.mean(1)).mean())

@@ -28,6 +28,7 @@ from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_n
 from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
 from effkern.training import Method, Recipe, Supervised
+from effkern.training.config import check
 
 __all__ = ["Config", "phases"]
 
@@ -55,6 +56,9 @@ class BaseConfig:
     form: Form = "linear"
     mode: Mode = "batch"
     scale: Scale = "original"
+
+    def __post_init__(self) -> None:
+        check(self, survival=(0 <= self.survival <= 1, "in [0, 1]"))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,17 @@ class PolicyConfig:
     cost: Cost = "blocks"
     overhead: bool = False
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            gamma=(self.gamma >= 0, "at least 0"),
+            a=(0.5 < self.a <= 1, "in (0.5, 1]"),
+            beta=(self.beta >= 0, "at least 0"),
+            samples=(self.samples >= 1, "at least 1"),
+            blocks_per_epoch=(self.blocks_per_epoch > 0, "positive"),
+            ramp=(0 <= self.ramp <= 1, "in [0, 1]"),
+        )
+
 
 @dataclass(frozen=True)
 class JointConfig:
@@ -98,6 +113,15 @@ class JointConfig:
     policy_lr: float = 1.0
     cost: Cost = "blocks"
     overhead: bool = False
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            gamma=(self.gamma >= 0, "at least 0"),
+            a=(0.5 < self.a <= 1, "in (0.5, 1]"),
+            pg_weight=(self.pg_weight >= 0, "at least 0"),
+            policy_lr=(self.policy_lr >= 0, "at least 0"),
+        )
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
 
     def base() -> Method:
         network = load_network(config.network, data, _base_seed(config))
-        _blocks(network)  # now, and not when it is trained
+        policy_net(network)  # what is wrong with it is said now, and not when the base is trained
         train = config.base.train
         assert train is not None
         if config.base.survival == 1:
@@ -141,21 +165,21 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         network = skip_form(network) if config.run.skip_ops else network
         return network.to(memory_format=torch.channels_last)
 
-    def net() -> BlockDropNet:
-        network, chosen = backbone(), config.policy
+    def policy_net(network: nn.Module) -> PolicyNet:
+        chosen, (channels, *size) = config.policy, data.image_shape
+        if chosen.pool > min(size):
+            raise ValueError(f"policy.pool: must be at most {min(size)}, the size of the images, got {chosen.pool}")
         torch.manual_seed(chosen.train.seed + 1)
         policy = PolicyNet(
-            _blocks(network),
-            data.image_shape[0],
-            chosen.widths,
-            chosen.stem_stride,
-            chosen.pool,
-            chosen.init,
-            chosen.large,
+            _blocks(network), channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
         )
         if chosen.weights:
             load_first_blocks(policy, read_weights(Path(chosen.weights)))
-        return BlockDropNet(network, policy.to(memory_format=torch.channels_last))
+        return policy.to(memory_format=torch.channels_last)
+
+    def net() -> BlockDropNet:
+        network = backbone()
+        return BlockDropNet(network, policy_net(network))
 
     def prices(net: BlockDropNet, chosen: PolicyConfig | JointConfig) -> tuple[Tensor | None, float]:
         if chosen.cost == "blocks":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +18,7 @@ from effkern.dsnet.route import routed
 from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
 from effkern.training import Method, Recipe
+from effkern.training.config import check
 
 __all__ = ["Config", "phases"]
 
@@ -43,6 +45,15 @@ class SupernetConfig:
     decay: float = 0.997
     calibration: int = 100
     held_out: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            random=(self.random >= 0, "at least 0"),
+            decay=(0 <= self.decay < 1, "in [0, 1)"),
+            calibration=(self.calibration >= 1, "at least 1"),
+            held_out=(0 <= self.held_out < 1, "in [0, 1)"),
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,17 @@ class GateConfig:
     heads: Literal["slim", "both"] = "both"
     seen: float | None = None
 
+    def __post_init__(self) -> None:
+        check(
+            self,
+            task=(self.task >= 0, "at least 0"),
+            sgs_weight=(self.sgs_weight >= 0, "at least 0"),
+            cost_weight=(self.cost_weight >= 0, "at least 0"),
+            tau=(self.tau > 0, "positive"),
+            gate_smoothing=(0 <= self.gate_smoothing <= 1, "in [0, 1]"),
+            seen=(self.seen is None or 0 <= self.seen <= 1, "in [0, 1]"),
+        )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -89,23 +111,22 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
     """Supernet, gates.
 
     Raises:
-        ValueError: if nothing is to be trained, or a share is none.
+        ValueError: if nothing is to be trained.
     """
     chosen, gating = config.supernet, config.gate
     if chosen.train is None and gating is None:
         raise ValueError("supernet.train, gate: at least one must be given")
-    if not 0 <= chosen.held_out < 1:
-        raise ValueError(f"supernet.held_out: must be in [0, 1), got {chosen.held_out}")
     learned = data.train[: round(len(data.train) * (1 - chosen.held_out))]
     seed = 0 if chosen.train is None else chosen.train.seed
 
     def supernet() -> Method:
         assert chosen.train is not None
         model = load_network(config.network, data, seed)
+        widths = _widths(model)
+        if gating is not None:
+            learning(copy.deepcopy(model))  # what it refuses is said now, and not when the supernet is trained
         smoothing = chosen.train.label_smoothing
-        return SupernetTraining(
-            model, _widths(model), chosen.random, chosen.target, chosen.ensemble, chosen.decay, smoothing
-        )
+        return SupernetTraining(model, widths, chosen.random, chosen.target, chosen.ensemble, chosen.decay, smoothing)
 
     def finish_supernet(method: Method) -> None:
         # Fresh passes over training images as they are; their order is the seed's.
@@ -120,9 +141,15 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         model = load_network(config.network, data, seed)
         if chosen.train is not None:
             model.load_state_dict(outcome("supernet"))
-        if gating.space:
-            for one in routed(model).gates:
-                one.space = gating.space
+        return learning(model)
+
+    def learning(model: nn.Module) -> Method:
+        assert gating is not None
+        for one in routed(model).gates:
+            one.space = gating.space or one.space
+            if one.space[-1] >= _widths(model):
+                last = _widths(model) - 1
+                raise ValueError(f"gate.space: must be width indices of at most {last}, got {list(one.space)}")
         return GateTraining(
             model,
             data.image_shape,
