@@ -1,11 +1,12 @@
 """The DS-Net supernet: its published costs, and widths that are networks of their own."""
 
 import torch
+import torch.nn.functional as F
 from torch.utils.hooks import RemovableHandle
 
 from effkern.dsnet import mac_table
 from effkern.models import create_model
-from effkern.models.ds_mobilenet import ChannelAttention
+from effkern.models.ds_mobilenet import ChannelAttention, SeparableBlock
 from effkern.nn import SwitchableBatchNorm2d
 
 # Million multiply-adds of the fourteen sub-networks at 224, as published with the weights (pools included).
@@ -40,6 +41,30 @@ def test_costs_are_the_published_ones():
     assert costs[0] == 132_890_144
     assert [round(cost / 1e6, 1) for cost in costs] == list(PUBLISHED)
     assert round((table[14] + pool_adds(model, 14)) / 1e6) == 820
+
+
+def test_a_block_by_hand():
+    """Depthwise, batch norm, swish, attention, pointwise, batch norm, swish, and no residual."""
+    torch.manual_seed(0)
+    block = SeparableBlock([3, 4], [4, 5], 2).eval()
+    for bn in (block.depthwise.bn, block.pointwise.bn):
+        for tensor in (bn.weight.data, bn.bias.data, bn.running_mean):
+            tensor.normal_()
+        bn.running_var.uniform_(0.5, 2)
+    for i, (c, d) in enumerate(((3, 4), (4, 5))):
+
+        def norm(bn, x, i=i):
+            c = x.size(1)
+            y = (x - bn.running_mean[i, :c, None, None]) / (bn.running_var[i, :c, None, None] + bn.eps).sqrt()
+            y = y * bn.weight[:c, None, None] + bn.bias[:c, None, None]
+            return y * y.sigmoid()
+
+        x = torch.randn(2, c, 7, 7)
+        y = norm(block.depthwise.bn, F.conv2d(x, block.depthwise.conv.weight[:c], stride=2, padding=1, groups=c))
+        y = block.attention(y, i)
+        y = norm(block.pointwise.bn, F.conv2d(y, block.pointwise.conv.weight[:d, :c]))
+        with torch.no_grad():
+            torch.testing.assert_close(block(x, i), y)
 
 
 def trained(widths, **options):

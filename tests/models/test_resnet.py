@@ -143,14 +143,27 @@ def test_body_runs_in_parts(small):
 def test_dropped_first_block_keeps_negative_values():
     block = make_block("conv").eval()
     x = torch.randn(3, 4, 6, 6)
-    y = block(x, torch.zeros(3))
-    assert torch.equal(y, block.downsample(x))
-    assert (y < 0).any()
+    want = block.downsample(x)
+    assert (want < 0).any()
+    for bn_over, keep in (("all", [0, 0, 0]), ("kept", [0, 0, 0]), ("all", [0, 1, 0]), ("kept", [0, 1, 0])):
+        set_bn_over(block, bn_over)
+        mask = torch.tensor(keep).bool()
+        assert torch.equal(block(x, mask)[~mask], want[~mask])
 
 
 def make_block(shortcut: str, kind: str = "basic") -> ResidualBlock:
     torch.manual_seed(2)
     return ResidualBlock(4, 5, 2, kind, shortcut)
+
+
+def test_shortcuts_without_parameters_by_hand():
+    """Averages with zeros behind them; every second pixel with zeros on both sides."""
+    x = torch.arange(16.0).view(1, 1, 4, 4)
+    averages, pixels = torch.tensor([[2.5, 4.5], [10.5, 12.5]]), torch.tensor([[0.0, 2.0], [8.0, 10.0]])
+    nothing = torch.zeros(2, 2)
+    assert torch.equal(PoolShortcut(1, 3, 2)(x), torch.stack([averages, nothing, nothing])[None])
+    assert torch.equal(SubsampleShortcut(1, 4, 2)(x), torch.stack([nothing, pixels, nothing, nothing])[None])
+    assert torch.equal(PoolShortcut(1, 2, 1)(x), torch.cat([x, torch.zeros_like(x)], 1))
 
 
 @pytest.mark.parametrize("kind", [SubsampleShortcut, PoolShortcut])

@@ -141,6 +141,19 @@ def test_batch_norm_sees_the_kept_samples_only():
         assert torch.equal(y[~mask], x[~mask].relu())
 
 
+def test_batch_norm_of_any_branch_does_without_statistics_of_one_sample():
+    layer = StochasticDepth(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)), 0.5).train()
+    x, before = torch.randn(4, 3, 5, 5), [buffer.clone() for buffer in layer.buffers()]
+    one, two = torch.tensor([0, 0, 1, 0]).bool(), torch.tensor([1, 0, 1, 0]).bool()
+    want = x[2:3] + layer.branch.eval()(x[2:3])
+    layer.train()
+    torch.testing.assert_close(layer(x, one)[2:3], want)
+    assert all(torch.equal(old, new) for old, new in zip(before, layer.buffers(), strict=True))
+    assert all(module.training for module in layer.modules())
+    layer(x, two)
+    assert not torch.equal(before[0], next(layer.buffers()))
+
+
 def test_a_dropped_block_ends_in_its_relu():
     """With a convolution as shortcut, a dropped block of BlockDrop passes signed values on; this one does not."""
     block = StochasticBlock.from_block(ResidualBlock(2, 4, 2, shortcut="conv"), 0.5)

@@ -22,6 +22,7 @@ def resnet(shortcut: str = "pool") -> nn.Module:
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
     return net
 
 

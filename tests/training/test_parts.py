@@ -70,6 +70,18 @@ def test_senseless_recipes_are_refused(name, value):
         Recipe(**{"epochs": 1, name: value})
 
 
+def test_momentum_looks_ahead_where_it_is_asked_to():
+    """Two steps of gradient 1 at rate 1: v = 0.5 v + g, and with Nesterov's the step is g + 0.5 v."""
+    for nesterov, want in ((True, -1.5 - 1.75), (False, -1 - 1.5)):
+        weight = nn.Parameter(torch.zeros(1))
+        recipe = Recipe(epochs=1, lr=1.0, momentum=0.5, nesterov=nesterov, weight_decay=0.0)
+        optimizer = make_optimizer([{"params": [weight]}], recipe)
+        for _ in range(2):
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        assert weight.item() == want
+
+
 def test_groups_learn_at_their_own_rate():
     recipe = Recipe(epochs=1, lr=0.1, weight_decay=0.01, optimizer="adam")
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
@@ -88,15 +100,15 @@ def test_groups_learn_at_their_own_rate():
 
 def test_ema_follows_weights_and_statistics_by_hand():
     net = nn.BatchNorm1d(1)
-    ema = Ema(net, decay=0.5, warmup=False)
+    ema = Ema(net, decay=0.75, warmup=False)
     with torch.no_grad():
         net.weight.fill_(3.0)
     net(torch.tensor([[0.0], [4.0]]))  # running mean 0.1 * 2
     ema.update(net)
-    assert ema.module.weight.item() == 2.0 and ema.module.running_mean.item() == pytest.approx(0.1)
+    assert ema.module.weight.item() == 1.5 and ema.module.running_mean.item() == pytest.approx(0.05)
     assert ema.module.num_batches_tracked == 1
     ema.update(net)
-    assert ema.module.weight.item() == 2.5
+    assert ema.module.weight.item() == 1.875
     assert not ema.train().module.training and not ema.module.weight.requires_grad
     assert not ema(torch.ones(2, 1).requires_grad_()).requires_grad
 
