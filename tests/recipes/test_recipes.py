@@ -410,6 +410,8 @@ def test_gates_go_on_from_a_supernets_file(tmp_path):
     result = json.loads((tmp_path / "second" / "result.json").read_text())
     assert list(result["phases"]) == ["gate"]
     before, after = load_weights(weights), load_weights(tmp_path / "second" / "gate" / "final.safetensors")
+    counts = [tensor for name, tensor in before.items() if name.endswith("num_batches_tracked")]
+    assert counts and all(bool((count == 2).all()) for count in counts)  # calibrated when its training was over
     changed = {name for name, tensor in before.items() if not tensor.equal(after[name])}
     assert changed and all("attention" in name for name in changed)
 
