@@ -16,6 +16,8 @@ def rank(folder: Path) -> None:
     for norm in (False, True):
         method = Noisy(network(norm=norm, dropout=False))
         go(folder / f"norm-{norm}", method, replace(RECIPE, accumulate=1, ema=0.0))
+    one_step = replace(RECIPE, epochs=0.25, accumulate=1, ema=0.0)
+    go(folder / "step", Noisy(network(dropout=False)), one_step)
 
 
 if __name__ == "__main__":

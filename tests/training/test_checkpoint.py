@@ -56,6 +56,16 @@ def test_a_crash_leaves_what_was_there(tmp_path, monkeypatch, step, kind):
     assert sorted(os.listdir(tmp_path)) == ["deep", "file"] and os.listdir(tmp_path / "deep") == []
 
 
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.json'"):
+        save_json(tmp_path / "a.json", {})
+    assert os.listdir(tmp_path) == []
+
+
 def test_weights_come_back_whatever_their_layout(tmp_path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last).bfloat16()
     state = {**net.state_dict(), "view": torch.arange(10)[2:8:2], "codes": torch.arange(3, dtype=torch.uint8)}

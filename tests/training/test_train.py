@@ -117,6 +117,42 @@ def test_two_ranks_train_like_one_process(tmp_path):
         weights = newest(tmp_path / f"norm-{norm}")["state"]["method"]
         for name, parameter in alone.named_parameters():
             torch.testing.assert_close(weights[name], parameter.detach(), rtol=1e-3, atol=1e-5)
+    # The statistics of a step are the mean of what the ranks saw.
+    images, seen = data(), []
+    feed = BatchFeed(images, images.train, RECIPE.batch_size, RECIPE.seed, augment=True)
+    for part in range(2):
+        method = Noisy(network(dropout=False)).train()
+        list(method.losses(*feed(0, part, 2), Step(0, seed=RECIPE.seed, part=part, parts=2)))
+        seen.append({name: b for name, b in method.named_buffers() if "running" in name})
+    left = newest(tmp_path / "step")["state"]
+    assert left["step"] == 1 and seen[0] and all(not torch.equal(b, seen[1][name]) for name, b in seen[0].items())
+    for name, buffer in seen[0].items():
+        torch.testing.assert_close(left["method"][name], (buffer + seen[1][name]) / 2)
+
+
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept(tmp_path):
+    """By hand from the weights after every step; a decay that warms up from 1 / 10."""
+    weights, evaluated = [], []
+
+    class Watched(Noisy):
+        def after_step(self, at: Step) -> None:
+            super().after_step(at)
+            weights.append(self.net[0].weight.detach().clone())
+
+        def evaluate(self, batches) -> dict[str, float]:
+            evaluated.append(self.net[0].weight.detach().clone())
+            return {"top1": float(len(evaluated))}
+
+    net = network()
+    average = net[0].weight.detach().clone()
+    go(tmp_path, Watched(net), replace(RECIPE, ema=0.3, epochs=0.75), evaluate_every=0.25)
+    for t, weight in enumerate(weights):
+        decay = min(0.3, (1 + t) / (10 + t))
+        average = decay * average + (1 - decay) * weight
+        torch.testing.assert_close(evaluated[t], average)
+        assert not torch.equal(average, weight)
+    assert len(weights) == len(evaluated) == 3
+    assert torch.equal(load_weights(tmp_path / "best.safetensors")["0.weight"], evaluated[-1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -314,6 +350,22 @@ def test_another_network_is_refused(tmp_path):
     other[8] = nn.Linear(6, 3)
     with pytest.raises(CheckpointError, match=r"checkpoints: does not fit (.|\n)*net.8.weight"):
         go(tmp_path, Noisy(other))
+
+
+def test_the_best_state_is_kept_whatever_came_after(tmp_path):
+    """Of equal scores the first; also where the run was stopped between."""
+    weights = []
+
+    class Scored(Noisy):
+        def evaluate(self, batches) -> dict[str, float]:
+            weights.append({name: tensor.clone() for name, tensor in self.net.state_dict().items()})
+            return {"top1": [3.0, 9.0, 5.0, 9.0, 1.0][int(self.steps) // 4 - 1]}
+
+    recipe = replace(RECIPE, ema=0.0)
+    _, result = go(tmp_path, Scored(network()), recipe)
+    assert len(weights) == 5 and result.best == {"top1": 9.0, "step": 8} and result.metrics == {"top1": 1.0}
+    best = load_weights(tmp_path / "best.safetensors")
+    assert same(best, weights[1]) and not same(best, weights[3])
 
 
 def test_a_finished_run_only_gives_its_result(tmp_path):
