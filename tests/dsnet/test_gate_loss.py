@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -77,6 +78,28 @@ def test_logits_can_be_learned_and_published_ones_cannot():
     want = F.cross_entropy(((z + noise) / 0.5).softmax(1), target)
     torch.testing.assert_close(GateCrossEntropy(4, "published")(z, target, noise, 0.5), want)
     assert not torch.equal(GateCrossEntropy(4, "logits", 0.1)(z, target), GateCrossEntropy(4, "logits")(z, target))
+
+
+@pytest.mark.parametrize("form", ["logits", "balanced", "published"])
+def test_gradients_by_differences(form):
+    """Central ones, in steps as long as float32 inside allows."""
+    torch.manual_seed(0)
+    z, noise, target = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4), torch.tensor([0, 3, 3, 0, 0])
+    loss = GateCrossEntropy(4, form, smoothing=0.1)
+    loss(z, target, noise, 0.7)  # the frequencies of the targets
+    loss.eval()
+    (got,) = torch.autograd.grad(loss(z.requires_grad_(), target, noise, 0.7), z)
+    step, want = 1e-2, torch.zeros_like(z)
+    with torch.no_grad():
+        for i, j in itertools.product(range(5), range(4)):
+            ends = []
+            for sign in (1, -1):
+                moved = z.clone()
+                moved[i, j] += sign * step
+                ends.append(loss(moved, target, noise, 0.7).double())
+            want[i, j] = (ends[0] - ends[1]) / (2 * step)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+    assert got.abs().max() > 1e-2
 
 
 def test_logits_are_taken_without_noise():

@@ -28,6 +28,7 @@ def test_soft_cross_entropy_is_divergence_plus_entropy():
     z, t = torch.randn(5, 4, dtype=torch.float64), torch.randn(5, 4, dtype=torch.float64).softmax(1)
     divergence = F.kl_div(z.log_softmax(1), t, reduction="batchmean")
     torch.testing.assert_close(soft_cross_entropy(z, t), divergence - (t * t.log()).sum(1).mean())
+    assert torch.autograd.gradcheck(lambda z: soft_cross_entropy(z, t), z.requires_grad_())
     one = soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.25, 0.75]]))
     assert one.item() == pytest.approx(torch.tensor(2.0).log().item())
 

@@ -116,6 +116,15 @@ def test_costs_of_two_gates_depend_on_both():
     assert uniform_routes(net) == [(0, 0), (0, 1), (1, 2)]
 
 
+def test_the_expected_cost_by_enumeration_and_differences():
+    """The mean over all ways, each as likely as the product of its choices."""
+    table = torch.tensor([[10, 20, 40], [30, 70, 110]])
+    weights = [torch.rand(4, count, dtype=torch.float64).softmax(1).requires_grad_() for count in (2, 3)]
+    want = sum(weights[0][:, i] * weights[1][:, j] * table[i, j] for i in range(2) for j in range(3))
+    torch.testing.assert_close(expected_cost(table, weights), want)
+    assert torch.autograd.gradcheck(lambda *w: expected_cost(table, w), weights)
+
+
 def test_dsnets_costs_are_the_published_ones_with_the_gate():
     net = create_model("ds_mobilenet")
     assert (route_costs(net, (3, 64, 64)) - mac_table(net, (3, 64, 64), 4)).tolist() == [264] * 4

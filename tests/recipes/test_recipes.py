@@ -19,8 +19,10 @@ import torch
 from effkern import cli
 from effkern.blockdrop import block_costs
 from effkern.data import load_digits
+from effkern.dsnet import evaluate_routing, route_costs
+from effkern.models import create_model
 from effkern.recipes import config_path, names
-from effkern.training import load_config, load_weights, parse_config
+from effkern.training import Supervised, load_config, load_weights, parse_config
 from effkern.training.config import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,6 +272,38 @@ def test_every_option_of_a_file_reaches_its_method():
     assert not gate.gates[0].expand.weight.requires_grad and gate.gates[0].slim.weight.requires_grad
 
 
+@pytest.mark.parametrize("name", ["blockdrop", "stochastic-depth"])
+def test_every_option_of_survival_reaches_its_blocks(name):
+    module = importlib.import_module(f"effkern.recipes.{name.replace('-', '_')}")
+    network = {"name": "resnet20", "options": {"widths": [4, 4, 4], "blocks": [1, 1, 1]}}
+    how = {"form": "uniform", "mode": "row", "scale": "none"}
+    plain = {"epochs": 1, "label_smoothing": 0.3}
+    if name == "blockdrop":
+        rest = {"policy": {"train": plain}, "joint": {"train": plain}}
+        values = {"network": network, "base": {**how, "survival": 0.75, "train": plain}, **rest}
+    else:
+        values = {"network": network, "depth": {**how, "last": 0.75}, "train": plain}
+    method = module.phases(parse_config(module.Config, values), load_digits(), dict)[0].build()
+    assert [block.survival for block in method.blocks] == [0.75] * 3 and method.label_smoothing == 0.3
+    assert all((block.mode, block.scale) == ("row", "none") for block in method.blocks)
+    if name == "blockdrop":
+        values["base"] = {"train": plain}  # every block survives
+        method = module.phases(parse_config(module.Config, values), load_digits(), dict)[0].build()
+        assert isinstance(method, Supervised) and method.label_smoothing == 0.3
+
+
+def test_statistics_of_every_way_are_calibrated(tmp_path):
+    options = (
+        "network.options={stem=4,front=[[4,1,1]],stages=[[[4,6],1,2],[[4,6],1,2]],gated=[0,1],space=[0,1],"
+        "statistics='way'}"
+    )
+    assert cli.main(command("dsnet", tmp_path, options)) == 0
+    weights = load_weights(tmp_path / "supernet" / "final.safetensors")
+    counts = {len(t): t.tolist() for name, t in weights.items() if name.endswith("num_batches_tracked")}
+    # Behind the second gate a way each; those of one width throughout are gone twice, as a width and as a way.
+    assert set(counts) == {2, 4} and counts[4] == [4, 2, 2, 4]
+
+
 @pytest.mark.parametrize("name", ["slimmable_cnn", "mobilenet_v1_slimmable"])
 def test_slimmable_networks_without_gates_are_supernets_too(name, tmp_path):
     config = tmp_path / "c.toml"
@@ -384,7 +418,9 @@ def test_torchrun_runs_the_same_command(tmp_path):
 
 
 def test_gates_learn_on_images_held_out_and_meet_their_budget(tmp_path):
+    wide = "network.options={stem=4,front=[[8,1,1]],stages=[[[8,12,16],1,2]],space=[0,1,2]}"
     change = ["supernet.held_out=0.2", "gate.seen=0.1", "gate.train.epochs=3", "gate.train.ema=0.5", "gate.budget=0.85"]
+    change.append(wide)
     assert cli.main(command("dsnet", tmp_path, *change)) == 0
     phases = json.loads((tmp_path / "result.json").read_text())["phases"]
     assert phases["supernet"]["planned"] == 3  # a fifth of 990 // 64 steps
@@ -392,7 +428,12 @@ def test_gates_learn_on_images_held_out_and_meet_their_budget(tmp_path):
     found = phases["gate"]
     assert found["test"]["macs_left"] == pytest.approx(0.85, rel=0.06)  # of 360 images; found on other 200
     assert set(found["routing"]) >= {"histogram", "oracle", "static_mixture", "top1_at"} and found["budget"] == 0.85
-    assert any(name.endswith("attention.offset") for name in load_weights(tmp_path / "gate" / "final.safetensors"))
+    weights = load_weights(tmp_path / "gate" / "final.safetensors")
+    net = create_model("ds_resnet", in_channels=1, num_classes=10, **tomllib.loads(wide)["network"]["options"]).eval()
+    net.load_state_dict(weights)
+    data, costs = load_digits(), route_costs(net, (1, 28, 28))
+    found = evaluate_routing(net, data.batches(data.val, 250), costs)
+    assert found.macs_left == pytest.approx(0.85, rel=0.01) and found.diversity > 0.1
 
 
 def test_gates_go_on_from_a_supernets_file(tmp_path):
@@ -439,7 +480,6 @@ def test_mistakes_about_gates_are_one_line(change, message, tmp_path, capsys):
 
 def test_large_networks_with_a_large_policy_run_the_same_recipe(tmp_path):
     """As imagenet.toml, in small: a bottleneck network, a policy that begins with trained blocks."""
-    from effkern.models import create_model
     from effkern.training import save_weights
 
     first = create_model("resnet18", in_channels=1, widths=[4, 4, 8, 8], blocks=[1, 1, 1, 1])
