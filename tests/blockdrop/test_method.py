@@ -69,6 +69,19 @@ def test_a_batch_in_parts_draws_what_the_whole_draws(samples):
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-6)
 
 
+def test_phase_b_draws_for_parts_what_it_draws_for_the_whole():
+    method, drawn = JointTraining(both()), []
+    method.objective = lambda net, x, y, uniform: (drawn.append(uniform), torch.zeros(()))[1]
+    method.objective.take = dict
+    x, y = torch.zeros(12, 1, 28, 28), torch.zeros(12, dtype=torch.long)
+    list(method.losses(x, y, Step(5, seed=1)))
+    for part in range(3):
+        list(method.losses(x[:4], y[:4], Step(5, seed=1, part=part, parts=3)))
+    assert drawn[0].shape == (12, K) and torch.equal(torch.cat(drawn[1:]), drawn[0])
+    list(method.losses(x, y, Step(6, seed=1)))
+    assert not torch.equal(drawn[-1], drawn[0])
+
+
 @pytest.mark.parametrize("bn_stats", ["active", "all", "frozen"])
 def test_phase_b_trains_both_at_their_rates(tmp_path, bn_stats):
     net = both()

@@ -115,7 +115,7 @@ def test_pressure_grows_above_the_budget_and_falls_below():
 @pytest.mark.parametrize(("name", "options"), CASES)
 @pytest.mark.parametrize("heads", ["slim", "both"])
 def test_only_the_gates_learn_and_statistics_stay(name, options, heads):
-    net = network(name, options)
+    net = network(name, options).train()
     before = {key: value.clone() for key, value in net.state_dict().items()}
     trained, (x, y) = method(net, heads=heads), batch()
     (loss,) = trained.losses(x, y, AT)
