@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from effkern.data import Dataset, ImageFolder, Split
+from effkern.data import BatchFeed, Dataset, ImageFolder, Split
 from effkern.recipes._shared import DataConfig, RunConfig
 from effkern.training import (
     Method,
@@ -129,7 +129,10 @@ def run_recipe(
 
     plain = asdict(chosen)  # type: ignore[call-overload]
     result: dict[str, Any] = {"recipe": name, "data": data.name, "config": plain, "phases": {}}
-    for phase in module.phases(chosen, data, outcome):
+    phases: Sequence[Phase] = module.phases(chosen, data, outcome)
+    for phase in phases:
+        _feed(phase, chosen, data)  # images too few for a batch are said now, and not when the phases before are over
+    for phase in phases:
         shared = {"images": data.name, **{table: plain[table] for table in (*phase.depends, "data")}}
         result["phases"][phase.name] = _run_phase(phase, chosen, data, folder / phase.name, shared)
     if first:
@@ -139,9 +142,7 @@ def run_recipe(
 
 def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain: Mapping[str, Any]) -> dict[str, Any]:
     method, recipe = phase.build().to(data.device), phase.recipe
-    shown = config.data
-    images = data.train if phase.images is None else phase.images
-    feed = data.feed(images, recipe.batch_size, recipe.seed, shown.augment, shown.shift)
+    feed = _feed(phase, config, data)
     settings = {name: value for name, value in asdict(config.run).items() if name not in ("cache_gb", "skip_ops")}
     run = Run(folder, plain, defaults_of(config), **settings)
     done = train(method, feed, recipe, run=run, held_out=lambda: _batches(data, "val"), desc=phase.name)
@@ -161,6 +162,11 @@ def _run_phase(phase: Phase, config: Config, data: Dataset, folder: Path, plain:
     world().wait()
     length = {"steps": done.steps, "planned": done.planned, "seconds": round(done.seconds, 2)}
     return {**length, "held_out": done.metrics, "best": done.best, "test": test, **method.report()}
+
+
+def _feed(phase: Phase, config: Config, data: Dataset) -> BatchFeed:
+    images = data.train if phase.images is None else phase.images
+    return data.feed(images, phase.recipe.batch_size, phase.recipe.seed, config.data.augment, config.data.shift)
 
 
 def _batches(data: Dataset, split: str) -> Iterable[tuple[Tensor, Tensor]]:

@@ -373,6 +373,7 @@ def test_a_network_the_method_cannot_use_is_refused(tmp_path, capsys):
         ("policy.widths=[]", "widths, stem_stride and pool must be at least 1, got [], 2 and 1"),
         ("policy.pool=29", "policy.pool: must be at most 28, the size of the images, got 29"),
         ("policy.weights=/nowhere", "/nowhere: cannot be read"),
+        ("joint.train.batch_size=5000", "batch_size: must be in [1, 1237]"),
         ("joint.gamma=-1", "joint.gamma: must be at least 0, got -1"),
         ("base.survival=2", "base.survival: must be in [0, 1], got 2"),
     ):
@@ -465,6 +466,7 @@ def test_gates_go_on_from_a_supernets_file(tmp_path):
         (["gate.space=[0, 1]"], "space must have 3 indices, got [0, 1]"),
         (["supernet.held_out=1"], "supernet.held_out: must be in [0, 1), got 1.0"),
         (["gate.space=[0, 1, 3]"], "gate.space: must be width indices of at most 2, got [0, 1, 3]"),
+        (["gate.seen=0"], "batch_size: must be in [1, 0], the number of images, got 64"),
         (["gate.seen=2"], "gate.seen: must be in [0, 1], got 2.0"),
         (["gate.gate_smoothing=-1"], "gate.gate_smoothing: must be in [0, 1], got -1.0"),
         (["supernet.calibration=0"], "supernet.calibration: must be at least 1, got 0"),
