@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def _read_archive(path: Path) -> tuple[Split, Split]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _read_part(archive, "train", path), _read_part(archive, "test", path)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read as CIFAR-10: {error}") from error
 
 

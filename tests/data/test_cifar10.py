@@ -93,6 +93,17 @@ def test_other_archives_are_refused(tmp_path, changes, message):
 
 def test_other_files_are_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"not a zip")
+    np.save(tmp_path / "b.npy", np.zeros(3))
+    (tmp_path / "b.npy").rename(tmp_path / "b.npz")
+    whole = archive(tmp_path / "c.npz").read_bytes()
+    for at in range(0, len(whole), 97):  # a fault anywhere is found, or changes nothing that is read
+        (tmp_path / "c.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
+        try:
+            load_cifar10(tmp_path / "c.npz", held_out=2)
+        except DataError as error:
+            assert "c.npz" in str(error)
+    with pytest.raises(DataError, match="b.npz: cannot be read"):
+        load_cifar10(tmp_path / "b.npz")
     for path, message in ((tmp_path / "a.npz", "cannot be read"), (tmp_path / "data.tar", "expected a folder")):
         with pytest.raises(DataError, match=message):
             load_cifar10(path)
