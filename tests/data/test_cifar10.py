@@ -102,7 +102,7 @@ def test_other_files_are_refused(tmp_path):
             load_cifar10(tmp_path / "c.npz", held_out=2)
         except DataError as error:
             assert "c.npz" in str(error)
-    with pytest.raises(DataError, match="b.npz: cannot be read"):
+    with pytest.raises(DataError, match=r"b.npz: cannot be read"):
         load_cifar10(tmp_path / "b.npz")
     for path, message in ((tmp_path / "a.npz", "cannot be read"), (tmp_path / "data.tar", "expected a folder")):
         with pytest.raises(DataError, match=message):
