@@ -27,6 +27,7 @@ struct Dots {
   // Set by `plan`.
   int32_t copies;           // of the book in shared memory: a power of two
   int32_t lanes, tiles;     // that share an output, in fp32: a power of two; of 16 outputs in a block, in 16 bits
+  int32_t eights;           // of rows at a time, in 16 bits
   bool wide_codes, wide_x;  // 16 bytes of codes, and a chunk of x, at once
 };
 

@@ -1,11 +1,11 @@
 // A coded matrix times few rows on tensor cores: entries are the 16-row operand as they lie in the book, in as many
 // copies as keep lanes that look up different entries on different banks; x is the operand of eight columns, straight
-// from memory. The order of the sum is free, so a lane's 8 or 16 bytes of an entry, and the same bytes of x, are its
-// share of two or four products' depth: nothing is moved between lanes. The warps of a block share the positions,
-// segments of 16 bytes of codes in turn; their sums, each of two by turns, meet in shared memory and are added in
-// order: the same in every launch, and for every number of rows.
+// from memory, or several of them for every entry that was looked up. The order of the sum is free, so a lane's 8 or 16
+// bytes of an entry, and the same bytes of x, are its share of two or four products' depth: nothing is moved between
+// lanes. The warps of a block share the positions, segments of 16 bytes of codes in turn; their sums, each of two by
+// turns, meet in shared memory and are added in order: the same in every launch, and for every number of rows.
 //
-// Traffic: the codes once for eight rows, book and x once a block, from L2.
+// Traffic: the codes once for kEights times eight rows, book and x once a block, from L2.
 #pragma once
 
 #include "../conv/conv_epilogue.cuh"
@@ -15,13 +15,14 @@ namespace effkern::pq {
 
 using device::Shared;
 
-// kPer: numbers of a chunk. kTiles: of 16 outputs.
-template <class T, int kPer, int kTiles>
+// kPer: numbers of a chunk. kTiles: of 16 outputs. kEights: of rows.
+template <class T, int kPer, int kTiles, int kEights>
 class MmaDots {
  public:
   using Chunk = device::Vec<uint32_t, kPer / 2>;
   using Words = device::Vec<uint32_t, 4>;
   static constexpr int kBytes = sizeof(Chunk), kMmas = kPer / 4, kOutputs = 16 * kTiles, kPitch = mma_pitch(kTiles);
+  static constexpr int kRows = kDotsRows * kEights;
 
   __device__ explicit MmaDots(const Dots<T>& p) : p_(p) {
     chunks_ = p.d / kPer, a_copy_ = p.copies * kBytes;
@@ -33,26 +34,35 @@ class MmaDots {
   // A block of outputs for the rows of a tile. kSteps: of four positions in a segment. `first`: the book is not there.
   template <int kSteps>
   __device__ __forceinline__ void item(int32_t group, int32_t tile, bool first) {
-    first_row_ = tile * kDotsRows, first_output_ = group * kOutputs;
+    first_row_ = tile * kRows, first_output_ = group * kOutputs;
     Words codes[kTiles][2], next_codes[kTiles][2];
-    Chunk x[kSteps], next_x[kSteps];
-    float sums[kTiles][2][4] = {};
+    Chunk x[kSteps][kEights], next_x[kSteps][kEights];
+    float sums[kTiles][kEights][2][4] = {};
     bring_codes<kSteps>(warp_, codes);
-    bring_x<kSteps>(warp_, 0, x);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) bring_x<kSteps>(warp_, step, 0, x[step]);
     if (first) bring_book();
     device::sync();  // the book is there, the sums of the item before are read
     for (int32_t segment = warp_; segment < segments_; segment += kMmaWarps) {
       bring_codes<kSteps>(segment + kMmaWarps, next_codes);
       for (int32_t c = 0; c < chunks_; ++c) {
         const bool last = c + 1 == chunks_;
-        bring_x<kSteps>(last ? segment + kMmaWarps : segment, last ? 0 : c + 1, next_x);
+        const int32_t next_segment = last ? segment + kMmaWarps : segment, next_chunk = last ? 0 : c + 1;
+        // All that comes next at once, or, where registers would not suffice, into the place of what was used.
+        if constexpr (kEights == 1) {
+#pragma unroll
+          for (int step = 0; step < kSteps; ++step) bring_x<kSteps>(next_segment, step, next_chunk, next_x[step]);
+        }
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
           for (int i = 0; i < kTiles; ++i)
-            multiply<kSteps>(entry_of<kSteps>(codes[i][0], segment, step, c),
-                             entry_of<kSteps>(codes[i][1], segment, step, c), x[step], step, sums[i]);
-          x[step] = next_x[step];
+            multiply(entry_of<kSteps>(codes[i][0], segment, step, c), entry_of<kSteps>(codes[i][1], segment, step, c),
+                     x[step], step, sums[i]);
+          if constexpr (kEights == 1)
+            x[step][0] = next_x[step][0];
+          else
+            bring_x<kSteps>(next_segment, step, next_chunk, x[step]);
         }
       }
 #pragma unroll
@@ -103,20 +113,20 @@ class MmaDots {
 
   // Zeros for rows and positions past the last.
   template <int kSteps>
-  __device__ __forceinline__ void bring_x(int32_t segment, int32_t c, Chunk (&to)[kSteps]) const {
-    const int32_t row = first_row_ + group_;
+  __device__ __forceinline__ void bring_x(int32_t segment, int step, int32_t c, Chunk (&to)[kEights]) const {
+    const int32_t position = position_of<kSteps>(segment, step);
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int32_t position = position_of<kSteps>(segment, step);
-      to[step] = Chunk{};
+    for (int eight = 0; eight < kEights; ++eight) {
+      const int32_t row = first_row_ + eight * kDotsRows + group_;
+      to[eight] = Chunk{};
       if (row >= p_.rows || position >= p_.positions) continue;
       const Global<const T> from = p_.x + (row * p_.x_row + (position * p_.d + c * kPer));
       if (p_.wide_x) {
-        to[step] = device::load<Chunk>(from);
+        to[eight] = device::load<Chunk>(from);
       } else {
 #pragma unroll
         for (int e = 0; e < kPer; ++e)
-          to[step].v[e / 2] |= static_cast<uint32_t>(device::load<T>(from + e).bits) << 16 * (e % 2);
+          to[eight].v[e / 2] |= static_cast<uint32_t>(device::load<T>(from + e).bits) << 16 * (e % 2);
       }
     }
   }
@@ -151,44 +161,49 @@ class MmaDots {
     return at_chunk(entry * chunks_ + c, device::lane() & (p_.copies - 1));
   }
 
-  template <int kSteps>
-  __device__ __forceinline__ void multiply(Shared<char> low, Shared<char> high, const Chunk& x, int step,
-                                           float (&sums)[2][4]) const {
+  __device__ __forceinline__ void multiply(Shared<char> low, Shared<char> high, const Chunk (&x)[kEights], int step,
+                                           float (&sums)[kEights][2][4]) const {
     const auto above = device::load<Chunk>(low), below = device::load<Chunk>(high);
 #pragma unroll
     for (int i = 0; i < kMmas; ++i) {
       const uint32_t a[4] = {above.v[2 * i], below.v[2 * i], above.v[2 * i + 1], below.v[2 * i + 1]};
-      const uint32_t b[2] = {x.v[2 * i], x.v[2 * i + 1]};
-      float (&sum)[4] = sums[(step * kMmas + i) % 2];
-      if constexpr (std::is_same_v<T, device::F16>)
-        device::mma_f16(sum, a, b);
-      else
-        device::mma_bf16(sum, a, b);
+#pragma unroll
+      for (int eight = 0; eight < kEights; ++eight) {
+        const uint32_t b[2] = {x[eight].v[2 * i], x[eight].v[2 * i + 1]};
+        float (&sum)[4] = sums[eight][(step * kMmas + i) % 2];
+        if constexpr (std::is_same_v<T, device::F16>)
+          device::mma_f16(sum, a, b);
+        else
+          device::mma_bf16(sum, a, b);
+      }
     }
   }
 
   __device__ __forceinline__ Shared<char> sum_at(int32_t warp, int32_t row, int32_t output) const {
-    return device::shared_memory() + (sums_at_ + ((warp * kDotsRows + row) * kPitch + output) * 4);
+    return device::shared_memory() + (sums_at_ + ((warp * kRows + row) * kPitch + output) * 4);
   }
-  __device__ __forceinline__ void keep(const float (&sums)[kTiles][2][4]) const {
+  __device__ __forceinline__ void keep(const float (&sums)[kTiles][kEights][2][4]) const {
 #pragma unroll
     for (int i = 0; i < kTiles; ++i)
 #pragma unroll
-      for (int r = 0; r < 4; ++r)
-        device::store(sum_at(warp_, part_ * 2 + r % 2, i * 16 + r / 2 * 8 + group_), sums[i][0][r] + sums[i][1][r]);
+      for (int eight = 0; eight < kEights; ++eight)
+#pragma unroll
+        for (int r = 0; r < 4; ++r)
+          device::store(sum_at(warp_, eight * kDotsRows + part_ * 2 + r % 2, i * 16 + r / 2 * 8 + group_),
+                        sums[i][eight][0][r] + sums[i][eight][1][r]);
   }
   __device__ __forceinline__ void write() const {
-    if (device::thread() >= kDotsRows * kOutputs) return;
-    const int32_t row = device::thread() / kOutputs, place = device::thread() % kOutputs;
-    const int32_t output = first_output_ + place;
-    if (first_row_ + row >= p_.rows || output >= p_.outputs) return;
-    const float scale = p_.scale ? device::load<float>(p_.scale + output) : 1.0f;
-    const float bias = p_.bias ? device::load<float>(p_.bias + output) : 0.0f;
-    float sum = device::load<float>(sum_at(0, row, place));
+    for (int32_t i = device::thread(); i < kRows * kOutputs; i += kMmaThreads) {
+      const int32_t row = i / kOutputs, place = i % kOutputs, output = first_output_ + place;
+      if (first_row_ + row >= p_.rows || output >= p_.outputs) continue;
+      const float scale = p_.scale ? device::load<float>(p_.scale + output) : 1.0f;
+      const float bias = p_.bias ? device::load<float>(p_.bias + output) : 0.0f;
+      float sum = device::load<float>(sum_at(0, row, place));
 #pragma unroll
-    for (int warp = 1; warp < kMmaWarps; ++warp) sum += device::load<float>(sum_at(warp, row, place));
-    const float v = conv::gpu::activate(device::fma(sum, scale, bias), p_.act);
-    device::store(p_.y + (static_cast<int64_t>(first_row_ + row) * p_.outputs + output), device::from_float<T>(v));
+      for (int warp = 1; warp < kMmaWarps; ++warp) sum += device::load<float>(sum_at(warp, row, place));
+      const float v = conv::gpu::activate(device::fma(sum, scale, bias), p_.act);
+      device::store(p_.y + (static_cast<int64_t>(first_row_ + row) * p_.outputs + output), device::from_float<T>(v));
+    }
   }
 
   const Dots<T>& p_;
@@ -196,10 +211,10 @@ class MmaDots {
   int32_t first_row_ = 0, first_output_ = 0;
 };
 
-template <class T, int kPer, int kTiles>
-__global__ void __launch_bounds__(kMmaThreads, mma_blocks(kTiles))
+template <class T, int kPer, int kTiles, int kEights>
+__global__ void __launch_bounds__(kMmaThreads, mma_blocks(kTiles, kEights))
     dots_mma(const __grid_constant__ Dots<T> p, int32_t groups, int32_t items) {
-  MmaDots<T, kPer, kTiles> block(p);
+  MmaDots<T, kPer, kTiles, kEights> block(p);
   const int32_t first = static_cast<int32_t>(device::block());
   for (int32_t id = first; id < items; id += static_cast<int32_t>(device::blocks())) {
     if (p.codes.bytes == 1)

@@ -1,6 +1,6 @@
-// pq_decode, pq_linear and pq_conv2d on CUDA. A linear layer of few rows is one launch that reads codes alone. All
-// else decodes the weight, in x's dtype, into memory of this call and runs the convolution on it in the same stream:
-// docs/gpu.md says what that costs.
+// pq_decode, pq_linear and pq_conv2d on CUDA. A linear layer of few rows (up to 64 in 16 bits, 8 in fp32) is one launch
+// that reads codes alone and multiplies the entries they name. All else decodes the weight, in x's dtype, into memory
+// of this call and runs the convolution on it in the same stream: docs/gpu.md says what that costs.
 #include <string>
 #include <vector>
 
@@ -92,6 +92,9 @@ struct Layer {
                            .samples = in.size(0)});
   }
 
+  // Rows up to which decoding them anew costs less than the dense weight's way through memory.
+  int64_t few() const { return x.scalar_type() == ScalarType::Float ? kDotsRows : kMmaRows; }
+
   // False where the kernel for few rows cannot run. in: [rows, columns], numbers side by side; y: dense.
   bool ran_dots(const device::Scope& scope, const Tensor& in, const Tensor& y) const {
     if (weight.stages > 1 || weight.book_per_position || in.size(1) != weight.positions * weight.d) return false;
@@ -160,7 +163,7 @@ Tensor pq_linear(const Tensor& x, const Tensor& codes, const Tensor& codebook, c
   Tensor in = x.dim() == 2 ? x : torch::stable::reshape(x, {in_shape, 2});
   if (c_in > 1 && in.stride(1) != 1) in = torch::stable::contiguous(in);
   const Tensor out = torch::stable::view(y, {out_shape, 2});
-  if ((algo == "decode_fma" || (algo == "auto" && rows <= kDotsRows)) && layer.ran_dots(scope, in, out)) return y;
+  if ((algo == "decode_fma" || (algo == "auto" && rows <= layer.few())) && layer.ran_dots(scope, in, out)) return y;
   const int64_t in_map[] = {rows, c_in, 1, 1}, out_map[] = {rows, c_out, 1, 1};
   layer.convolve(scope, torch::stable::view(in, {in_map, 4}), torch::stable::view(out, {out_map, 4}), 1, 1,
                  {{1, 1}, {0, 0}, {1, 1}}, 1);

@@ -127,6 +127,19 @@ def test_a_stage_that_fills_shared_memory_asks_for_it_where_it_fits(device, runt
         assert [c.shared > 100 << 10 for c in launches] == [True]
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 64), (torch.bfloat16, 64), (torch.float32, 8)], ids=str)
+def test_few_rows_are_multiplied_as_they_are_decoded(dtype, most, runtime):
+    codes = torch.zeros(20, 8, dtype=torch.uint8, device="cuda")
+    book = torch.zeros(1, 50, 8, dtype=dtype, device="cuda")
+    shared: dict[int, list[int]] = {}
+    for rows in (1, 8, most, most + 1):
+        x = torch.zeros(rows, 64, dtype=dtype, device="cuda")
+        _, launches = watched(runtime, lambda x=x: OPS["pq_linear"](x, codes, book, None, None, "none", "auto"))
+        shared[rows] = [c.shared for c in launches]
+    assert [len(shared[rows]) for rows in (1, 8, most, most + 1)] == [1, 1, 1, 2]  # the last: to a dense weight first
+    assert (shared[most] > shared[8]) == (most > 8)  # with the sums of 32 rows
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_every_call_that_fails_is_reported_and_leaves_nothing_behind(key, runtime):
     runtime.device(*DEVICES["h100"])

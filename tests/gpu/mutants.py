@@ -445,20 +445,59 @@ MUTANTS = (
     Mutant("dots_mma: no barrier after the book", DOTS_MMA, "device::sync();  // the book is there", ";  // the book"),
     Mutant("dots_mma: no barrier after the sums", DOTS_MMA, "keep(sums);\n    device::sync();", "keep(sums);"),
     Mutant("dots_mma: the next segment's codes lost", DOTS_MMA, "codes[i][0] = next_codes[i][0],", ""),
-    Mutant("dots_mma: the next x lost", DOTS_MMA, "x[step] = next_x[step];", ""),
+    Mutant("dots_mma: the next x lost", DOTS_MMA, "x[step][0] = next_x[step][0];", ";"),
+    Mutant(
+        "dots_mma: the next x of many rows lost",
+        DOTS_MMA,
+        "bring_x<kSteps>(next_segment, step, next_chunk, x[step]);",
+        ";",
+    ),
+    Mutant(
+        "dots_mma: the next x of many rows a step late",
+        DOTS_MMA,
+        "step, next_chunk, x[step]);",
+        "step, next_chunk, x[(step + 1) % kSteps]);",
+    ),
+    Mutant(
+        "dots_mma: the first eight rows of x for all",
+        DOTS_MMA,
+        "b[2] = {x[eight].v[2 * i], x[eight]",
+        "b[2] = {x[0].v[2 * i], x[0]",
+    ),
+    Mutant("dots_mma: the sums of eight rows for all", DOTS_MMA, "= sums[eight][(step", "= sums[0][(step"),
+    Mutant(
+        "dots_mma: eight rows' sums in one place",
+        DOTS_MMA,
+        "sum_at(warp_, eight * kDotsRows + part_",
+        "sum_at(warp_, part_",
+    ),
+    Mutant(
+        "dots_mma: eight rows of a block alone",
+        DOTS_MMA,
+        "first_row_ = tile * kRows,",
+        "first_row_ = tile * kDotsRows,",
+    ),
+    Mutant(
+        "dots_mma: a part of the rows stored", DOTS_MMA, "i < kRows * kOutputs; i +=", "i < kDotsRows * kOutputs; i +="
+    ),
     Mutant(
         "dots_mma: x of the next segment too early",
         DOTS_MMA,
-        "last ? segment + kMmaWarps : segment,",
-        "segment + kMmaWarps,",
+        "next_segment = last ? segment + kMmaWarps : segment,",
+        "next_segment = segment + kMmaWarps,",
     ),
-    Mutant("dots_mma: the first chunk of x alone", DOTS_MMA, "last ? 0 : c + 1, next_x", "0, next_x"),
+    Mutant("dots_mma: the first chunk of x alone", DOTS_MMA, "next_chunk = last ? 0 : c + 1;", "next_chunk = 0;"),
     Mutant("dots_mma: codes of outputs past the last read", DOTS_MMA, "output < p_.outputs ? output", "true ? output"),
     Mutant("dots_mma: codes past the row read", DOTS_MMA, "if (position >= p_.positions) continue;", ""),
     Mutant("dots_mma: segments past the row read", DOTS_MMA, "if (segment < segments_)", "if (true)"),
     Mutant("dots_mma: rows past the last read", DOTS_MMA, "row >= p_.rows || position", "position"),
     Mutant("dots_mma: x past the row read", DOTS_MMA, "row >= p_.rows || position >= p_.positions", "row >= p_.rows"),
-    Mutant("dots_mma: x of the first rows", DOTS_MMA, "row = first_row_ + group_;", "row = group_;"),
+    Mutant(
+        "dots_mma: x of the first rows",
+        DOTS_MMA,
+        "row = first_row_ + eight * kDotsRows + group_;",
+        "row = eight * kDotsRows + group_;",
+    ),
     Mutant("dots_mma: x not in chunks read as such", DOTS_MMA, "if (p_.wide_x)", "if (true)"),
     Mutant("dots_mma: all lanes store one copy first", DOTS_MMA, "copy + turn", "copy"),
     Mutant(
@@ -480,14 +519,16 @@ MUTANTS = (
         "(low), below = device::load<Chunk>(high)",
         "(high), below = device::load<Chunk>(low)",
     ),
-    Mutant("dots_mma: half of the sums", DOTS_MMA, "sums[i][0][r] + sums[i][1][r]", "sums[i][0][r]"),
+    Mutant(
+        "dots_mma: half of the sums", DOTS_MMA, "sums[i][eight][0][r] + sums[i][eight][1][r]", "sums[i][eight][0][r]"
+    ),
     Mutant("dots_mma: sums of the first tile", DOTS_MMA, "i * 16 + r / 2 * 8 + group_)", "r / 2 * 8 + group_)"),
-    Mutant("dots_mma: warps' sums in one place", DOTS_MMA, "(warp * kDotsRows + row)", "row"),
+    Mutant("dots_mma: warps' sums in one place", DOTS_MMA, "(warp * kRows + row)", "row"),
     Mutant(
         "dots_mma: the last warp's sums left out", DOTS_MMA, "warp < kMmaWarps; ++warp", "warp < kMmaWarps - 1; ++warp"
     ),
     Mutant("dots_mma: rows past the last stored", DOTS_MMA, "first_row_ + row >= p_.rows || ", ""),
-    Mutant("dots_mma: outputs past the last stored", DOTS_MMA, " || output >= p_.outputs) return;", ") return;"),
+    Mutant("dots_mma: outputs past the last stored", DOTS_MMA, " || output >= p_.outputs) continue;", ") continue;"),
     Mutant("dots_mma: bias before the factor", DOTS_MMA, "device::fma(sum, scale, bias)", "(sum + bias) * scale"),
     # stage
     Mutant("stage: no wait for weights", STAGE, "device::copy_wait<kStages - 2>();", ";"),

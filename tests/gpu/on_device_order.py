@@ -69,7 +69,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(key, dtype):
         return
     more = [0, n - 1, *range(n)]
     if key.startswith("pq_linear/"):
-        more = [0]  # above 8 rows the algorithm is another one, and docs/gpu.md says so
+        more = [0]  # above some rows the algorithm is another one, and docs/gpu.md says so
     for rows in ([n - 1], list(reversed(range(n))), more):
         chosen = torch.tensor(rows)
         part = Sample(sample.name, sample.op, sample.reference, with_rows(sample, chosen))

@@ -165,7 +165,12 @@ LAYERS: tuple[Work, ...] = (
     Terms("codes to a weight, 512->512 3x3, d = 9", 1, ("decode",), (512**2, 256 * 9 * 2, 512**2 * 9 * 2)),
     # Codes, the book, x, y.
     Terms("codes times a row, 4096->4096, d = 8", 1, ("dots_mma",), (4096 * 512, 256 * 8 * 2, 2 * 4096 * 2), 4096**2),
-    Terms("the same in fp32", 1, ("dots",), (4096 * 512, 256 * 8 * 4, 2 * 4096 * 4), 4096**2),
+    # The codes once for 32 rows.
+    Terms(
+        "codes times 64 rows, 4096->4096, d = 8", 64, ("dots_mma",),
+        (2 * 4096 * 512, 256 * 8 * 2, 64 * 2 * 4096 * 2), 64 * 4096**2,
+    ),
+    Terms("a row in fp32", 1, ("dots",), (4096 * 512, 256 * 8 * 4, 2 * 4096 * 4), 4096**2),
     # Names, codes, the book, rows of the result.
     Terms("embedding of 512 numbers, d = 8", 4096, ("lookup",), (4096 * 8, 4096 * 64, 256 * 8 * 2, 4096 * 512 * 2)),
     Passes(

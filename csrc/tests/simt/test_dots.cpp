@@ -17,15 +17,17 @@ struct Product {
   unsigned grid = 2;
 };
 
-// kForm: rows at most in fp32, tiles of outputs in 16 bits.
-template <class T, int kPer, int kForm>
+constexpr int kRowsOfX = 80;
+
+// kForm: rows at most in fp32, tiles of outputs in 16 bits; kEights: of rows, there.
+template <class T, int kPer, int kForm, int kEights = 1>
 std::vector<float> multiplies(const Product& c, int seeds = 2, int only = -1) {
   std::mt19937 rng(7);
   const auto draw = [&](int below) { return static_cast<int>(rng() % static_cast<uint32_t>(below)); };
   const int count = c.outputs * c.positions, width = c.positions * c.d, x_row = width + c.extra;
   const size_t bytes = static_cast<size_t>(c.code_bytes);
   Memory codes("codes", static_cast<size_t>(count) * bytes, kReadable | kDefined, bytes);
-  Array<T> book("book", int64_t{1} * c.entries * c.d), x("x", int64_t{1} * 16 * x_row),
+  Array<T> book("book", int64_t{1} * c.entries * c.d), x("x", int64_t{1} * kRowsOfX * x_row),
       y("y", int64_t{1} * c.rows * c.outputs);
   Array<float> scale("scale", c.outputs), bias("bias", c.outputs);
   std::vector<int> number(static_cast<size_t>(count));
@@ -37,7 +39,7 @@ std::vector<float> multiplies(const Product& c, int seeds = 2, int only = -1) {
   for (int i = 0; i < c.entries * c.d; ++i)
     book.put(i, device::from_float<T>(c.infinite && i < c.d ? INFINITY : real()));
   for (int i = 0; i < c.outputs; ++i) scale.put(i, real()), bias.put(i, real());
-  std::vector<T> numbers(static_cast<size_t>(16 * width));
+  std::vector<T> numbers(static_cast<size_t>(kRowsOfX * width));
   for (T& v : numbers) v = device::from_float<T>(real());
   const int from = only < 0 ? 0 : only;  // this row of x, as if it were the first
   for (int r = 0; r < c.rows; ++r)
@@ -53,9 +55,9 @@ std::vector<float> multiplies(const Product& c, int seeds = 2, int only = -1) {
   p.rows = c.rows, p.outputs = c.outputs, p.positions = c.positions, p.d = c.d;
   EXPECT(pq::plan(p) && pq::detail::chunk_bytes(p) == kPer * static_cast<int>(sizeof(T)));
   constexpr bool kMma = sizeof(T) == 2;
-  if (kMma) p.tiles = kForm;
-  const int32_t items = static_cast<int32_t>(pq::dots_items(p));
-  const int32_t groups = items / ((c.rows + pq::kDotsRows - 1) / pq::kDotsRows);
+  if (kMma) p.tiles = kForm, p.eights = kEights;
+  const int32_t items = static_cast<int32_t>(pq::dots_items(p)), at_once = pq::kDotsRows * kEights;
+  const int32_t groups = items / ((c.rows + at_once - 1) / at_once);
 
   std::vector<float> got;
   for (uint32_t seed = 0; seed < static_cast<uint32_t>(seeds); ++seed) {
@@ -67,7 +69,7 @@ std::vector<float> multiplies(const Product& c, int seeds = 2, int only = -1) {
       launch.shared = static_cast<size_t>(pq::shared_of(p));
     Report report = run(launch, [&] {
       if constexpr (kMma)
-        pq::dots_mma<T, kPer, kForm>(p, groups, items);
+        pq::dots_mma<T, kPer, kForm, kEights>(p, groups, items);
       else
         pq::dots<T, kPer, kForm>(p, groups, items);
     });
@@ -171,6 +173,26 @@ TEST(dots_mma_gpu_short_entries_and_wide_codes) {
   multiplies<device::F16, 4, 1>({.rows = 1, .positions = 17, .d = 4, .entries = 5, .wild = true});
 }
 
+TEST(dots_mma_gpu_many_rows) {
+  multiplies<device::F16, 8, 2, 4>({.rows = 32, .outputs = 33}, kSchedules);
+  multiplies<device::F16, 8, 2, 4>({.rows = 9,
+                                    .outputs = 5,
+                                    .positions = 300,
+                                    .entries = 256,
+                                    .wild = true,
+                                    .extra = 8,
+                                    .act = Act::Relu,
+                                    .grid = 1});
+  multiplies<device::BF16, 8, 2, 4>({.rows = 75, .outputs = 40, .positions = 144, .d = 16, .bias = false, .grid = 3});
+  multiplies<device::F16, 8, 2, 4>({.rows = 17, .outputs = 20, .positions = 33, .extra = 1});  // x not in chunks
+  multiplies<device::F16, 8, 2, 4>({.rows = 33, .positions = 21, .infinite = true});
+  multiplies<device::F16, 4, 2, 4>(
+      {.rows = 40, .positions = 160, .d = 4, .entries = 1000, .code_bytes = 2, .wild = true}, kSchedules);
+  multiplies<device::BF16, 4, 2, 4>(
+      {.rows = 12, .positions = 9, .d = 12, .code_bytes = 2, .has_sign = true, .wild = true});
+  multiplies<device::F16, 4, 2, 4>({.rows = 24, .positions = 17, .d = 4, .entries = 5, .scale = false, .wild = true});
+}
+
 TEST(dots_mma_gpu_a_row_does_not_depend_on_the_others) {
   const Product all{.rows = 13, .outputs = 18, .positions = 80};
   const std::vector<float> together = multiplies<device::F16, 8, 2>(all, 1);
@@ -179,6 +201,16 @@ TEST(dots_mma_gpu_a_row_does_not_depend_on_the_others) {
     one.rows = 1;
     const std::vector<float> alone = multiplies<device::F16, 8, 1>(one, 1, row);
     EXPECT(std::equal(alone.begin(), alone.end(), together.begin() + row * all.outputs), "row ", row);
+  }
+  Product many = all;
+  many.rows = 70;
+  const std::vector<float> all_at_once = multiplies<device::F16, 8, 2, 4>(many, 1);
+  EXPECT(std::equal(together.begin(), together.end(), all_at_once.begin()));
+  for (int row : {13, 31, 32, 69}) {
+    Product one = all;
+    one.rows = 1;
+    const std::vector<float> alone = multiplies<device::F16, 8, 1>(one, 1, row);
+    EXPECT(std::equal(alone.begin(), alone.end(), all_at_once.begin() + row * all.outputs), "row ", row);
   }
 }
 

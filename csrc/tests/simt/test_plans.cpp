@@ -99,13 +99,15 @@ TEST(other_plans) {
               static_cast<int>(shared_of(p)), 3);
       }
     } else {
-      for (const int tiles : {1, 2})
+      for (const auto& [tiles, eights] : {std::pair{1, 1}, {2, 1}, {2, pq::kMmaEights}})
         for (const int per : {8, 4}) {
           p.codes = {{}, per == 8 ? 1 : 2, false, 256}, p.d = per;
           EXPECT(pq::plan(p));
-          p.tiles = tiles;
-          print(("dots_mma<" + type + ", " + std::to_string(per) + ", " + std::to_string(tiles) + ">").c_str(),
-                pq::kMmaThreads, pq::mma_shared(p), pq::mma_blocks(tiles));
+          p.tiles = tiles, p.eights = eights;
+          print(("dots_mma<" + type + ", " + std::to_string(per) + ", " + std::to_string(tiles) + ", " +
+                 std::to_string(eights) + ">")
+                    .c_str(),
+                pq::kMmaThreads, pq::mma_shared(p), pq::mma_blocks(tiles, eights));
         }
     }
   };

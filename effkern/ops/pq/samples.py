@@ -43,6 +43,8 @@ _LINEARS: tuple[tuple[Any, ...], ...] = (
     ("decode_fma_d9", (4, 40), 17, 9, 20, 0, 1, True, False, "relu"),
     ("lut_d5", (11, 33), 50, 5, 70, 0, 7, True, True, "hardswish"),
     ("panel_d8", (3, 32), 20, 8, 50, 0, 1, False, True, "none"),
+    ("decode_fma_many_rows_d8", (35, 64), 37, 8, 50, 0, 1, True, True, "relu"),
+    ("decode_fma_many_rows_d4", (64, 44), 20, 4, 300, 0, 1, False, True, "none"),
     ("no_rows", (0, 8), 4, 4, 8, 0, 1, True, True, "none"),
 )
 
