@@ -538,13 +538,15 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             )
     if "step time" in made:
         parts.append(
-            "Time of a training step:\n\n" + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
+            f"Time of a training step. {results['pieces']['step time'].get('note', '')}\n\n"
+            + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
         )
     steps = {kind: made[f"two steps, {kind}"] for kind in STATISTICS if f"two steps, {kind}" in made}
     if steps:
         rows = [[kind, one["policy"], one["joint"], one["blocks"]] for kind, one in steps.items()]
         heads = ["batch statistics", "before, %", "after, %", "blocks"]
-        parts.append("The first two steps of the joint phase, with Adam at 1e-3:\n\n" + table(heads, rows))
+        note = results["pieces"][f"two steps, {next(iter(steps))}"].get("note", "")
+        parts.append(f"The first two steps of the joint phase, with Adam at 1e-3. {note}\n\n" + table(heads, rows))
     parts += _course_part(made, plots)
     if "resnet101" in made:
         rows = [
