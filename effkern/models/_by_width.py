@@ -13,25 +13,31 @@ _PIXELS = 8 * 224 * 224
 
 
 def by_width(
-    net: nn.Module, forward: Callable[[Tensor, int | Tensor], Tensor], x: Tensor, width: int | Tensor
+    net: nn.Module,
+    forward: Callable[[Tensor, int | Tensor], Tensor],
+    x: Tensor,
+    width: int | Tensor,
+    pixels: int | None = None,
 ) -> Tensor:
-    """``forward(x, width)``, in inference for a large batch of different widths one width and a few samples at a time.
+    """``forward(x, width)``, in inference for a large batch of different widths one width and a few samples at a time,
+    and for samples of one width, as a single one is, at that width.
 
     A sample's scores do not depend on its neighbours, so this changes no bit; it keeps the maps between layers in cache
-    and computes no channel that a narrower sample lacks.
+    and computes no channel that a narrower sample lacks. One width for all has the fewest and shortest calls.
 
     Args:
         net: The network; in training it refuses a width a sample, and that is left to it.
         forward: Its computation, from ``[n, C, H, W]`` and a width index, or one a sample, to ``[n, K]``.
         x: ``[N, C, H, W]``.
         width: An index, or an index tensor ``[N]``.
+        pixels: Of the image, where ``x`` is what some layers made of it.
     """
-    samples = max(1, _PIXELS // max(1, x.shape[-1] * x.shape[-2])) if x.dim() == 4 else 0
+    samples = max(1, _PIXELS // max(1, pixels or x.shape[-1] * x.shape[-2])) if x.dim() == 4 else 0
     if (
         not isinstance(width, Tensor)
         or samples == 0
         or width.shape != x.shape[:1]
-        or len(x) <= samples
+        or len(x) == 0
         or x.device.type != "cpu"
         or net.training
         or torch.is_grad_enabled()
@@ -41,10 +47,17 @@ def by_width(
         or type(width) is not Tensor
     ):
         return forward(x, width)
+    first = int(width[0])
+    if len(x) == 1 or bool((width == first).all()):
+        return forward(x, first)
+    if len(x) <= samples:
+        return forward(x, width)
     y = None
+    last = x.is_contiguous(memory_format=torch.channels_last)  # which an index loses
+    layout = torch.channels_last if last else torch.contiguous_format
     for one in width.unique().tolist():
         for rows in (width == one).nonzero().flatten().split(samples):
-            part = forward(x.index_select(0, rows), one)
+            part = forward(x.index_select(0, rows).contiguous(memory_format=layout), one)
             y = x.new_empty(len(x), *part.shape[1:]) if y is None else y
             y.index_copy_(0, rows, part)
     assert y is not None

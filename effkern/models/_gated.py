@@ -164,7 +164,7 @@ class GatedNet(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Scores and the choices of the gates, int64 ``[N, G]``: positions in their spaces."""
         width: int | Tensor = 0
-        choices = []
+        choices, pixels = [], x.shape[-1] * x.shape[-2]
         x = self.segment(0, x, width)
         for k, gate in enumerate(self.gates):
             x, logits = gate.decide(x, width)
@@ -172,13 +172,14 @@ class GatedNet(nn.Module):
             choices.append(choice)
             before, chosen = width, torch.tensor(gate.space, device=choice.device)[choice]
             width = self.configuration(k + 1, chosen, before)
-            x = self._after(k + 1, x, width, before)
+            x = self._after(k + 1, x, width, before, pixels)
         return x, torch.stack(choices, 1)
 
-    def _after(self, k: int, x: Tensor, width: int | Tensor, before: int | Tensor) -> Tensor:
-        if isinstance(before, Tensor):
+    def _after(self, k: int, x: Tensor, width: int | Tensor, before: int | Tensor, pixels: int | None = None) -> Tensor:
+        # In front of another gate every sample's map has all channels, whatever its width.
+        if isinstance(before, Tensor) or k < len(self.gates):
             return self.segment(k, x, width, before)
-        return by_width(self, lambda part, own: self.segment(k, part, own, before), x, width)
+        return by_width(self, lambda part, own: self.segment(k, part, own, before), x, width, pixels)
 
 
 def configurations(front: Front, stages: Stages) -> tuple[list[tuple[list[int], int, int]], int]:

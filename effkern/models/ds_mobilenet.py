@@ -19,6 +19,7 @@ from effkern.models._gated import (
     spaces,
 )
 from effkern.models._registry import register_model
+from effkern.nn._pool import pooled
 from effkern.nn.gate import ChannelAttention, DoubleHeadedGate
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import Norm, SlicedConvBNAct
@@ -137,7 +138,7 @@ class DSMobileNet(GatedNet, RunsAsChain):
             x = block(x, width, zero_tail=False)
         if end < len(self.blocks):
             return self._block(end).depthwise(x, width)
-        x = x.mean((2, 3))
+        x = pooled(x)
         if not isinstance(width, Tensor) and width in (-1, self._configurations[k] - 1):
             x = self.dropout(x)
         return self.classifier(x, width)

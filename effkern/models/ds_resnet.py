@@ -20,6 +20,7 @@ from effkern.models._gated import (
     spaces,
 )
 from effkern.models._registry import register_model
+from effkern.nn._pool import pooled
 from effkern.nn.gate import DoubleHeadedGate
 from effkern.nn.residual import EXPANSION
 from effkern.nn.sliced import SlicedLinear
@@ -163,7 +164,7 @@ class DSResNet(GatedNet):
             x = self._block(begin).run(x, width, in_width, zero_tail=not last)
         for block in self.blocks[begin + 1 : end]:
             x = block(x, width, zero_tail=not last)
-        return x if not last else self.classifier(self.dropout(x.mean((2, 3))), width)
+        return x if not last else self.classifier(self.dropout(pooled(x)), width)
 
 
 ds_resnet = register_model(DSResNet, "ds_resnet")

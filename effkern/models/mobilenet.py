@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
+from effkern.nn._pool import pooled
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct, separable
 from effkern.nn.sliced_chain import Mean, Part, RunsAsChain
@@ -95,7 +96,7 @@ class SlimmableMobileNetV1(RunsAsChain):
         x = stem(x, width, zero_tail=False)
         for depthwise, pointwise in zip(layers[::2], layers[1::2], strict=True):
             x = separable(depthwise, pointwise, x, width, zero_tail=False)
-        return self.classifier(self.dropout(x.mean((2, 3))), width)
+        return self.classifier(self.dropout(pooled(x)), width)
 
 
 class InvertedResidual(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from effkern.models._by_width import by_width
 from effkern.models._registry import register_model
+from effkern.nn._pool import pooled
 from effkern.nn.sliced import SlicedLinear
 from effkern.nn.sliced_block import SlicedConvBNAct
 from effkern.nn.switchable_bn import Affine
@@ -59,7 +60,7 @@ class SlimmableCNN(nn.Module):
         for layer in self.features:
             # A tensor of one channel has no layout to hand on, so behind the stem the engine's own one is chosen.
             x = layer(x, width, zero_tail=False).contiguous(memory_format=torch.channels_last)
-        return self.classifier(x.mean((2, 3)), width)
+        return self.classifier(pooled(x), width)
 
 
 @register_model

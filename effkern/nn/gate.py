@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from effkern.nn._pool import pooled
 from effkern.nn._widths import as_widths
 from effkern.nn.sliced import SlicedLinear
 
@@ -43,7 +44,7 @@ class ChannelAttention(nn.Module):
         return self._attend(x, self._reduced(x, width), width)
 
     def _reduced(self, x: Tensor, width: int | Tensor) -> Tensor:
-        return self.reduce(x.mean((2, 3)), width, act="relu")
+        return self.reduce(pooled(x), width, act="relu")
 
     def _attend(self, x: Tensor, r: Tensor, width: int | Tensor) -> Tensor:
         scores = self.expand(r, width)
