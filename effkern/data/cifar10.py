@@ -7,8 +7,6 @@ archives, with raw pixels or with JPEG bytes. The authors' pickled version is no
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from effkern.training import progress
 
+from ._archive import UNREADABLE
 from .dataset import Dataset
 from .idx import DataError
 from .split import Split
@@ -83,7 +82,7 @@ def _read_archive(path: Path) -> tuple[Split, Split]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _read_part(archive, "train", path), _read_part(archive, "test", path)
-    except (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as CIFAR-10: {error}") from error
 
 

@@ -175,7 +175,7 @@ class GatedNet(nn.Module):
             x = self._after(k + 1, x, width, before, pixels)
         return x, torch.stack(choices, 1)
 
-    def _after(self, k: int, x: Tensor, width: int | Tensor, before: int | Tensor, pixels: int | None = None) -> Tensor:
+    def _after(self, k: int, x: Tensor, width: int | Tensor, before: int | Tensor, pixels: int) -> Tensor:
         # In front of another gate every sample's map has all channels, whatever its width.
         if isinstance(before, Tensor) or k < len(self.gates):
             return self.segment(k, x, width, before)

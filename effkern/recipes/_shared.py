@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from effkern.data import Dataset, ImageOptions
+from effkern.data._archive import UNREADABLE
 from effkern.models import create_model
 from effkern.training import CheckpointError, in_a_line, load_weights
 from effkern.training.config import check
@@ -116,5 +115,5 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise CheckpointError(f"{path}: cannot be read as weights: {error}") from error

@@ -282,10 +282,10 @@ def test_blocks_fit_as_planned(kernels):
 def test_resources_are_those_of_the_table(kernels, kept):
     assert kernels.keys() == kept.keys(), "rewrite the table by `python -m tests.gpu.proof_static` if this is meant"
     other = [
-        f"{name} for sm_{arch}: {field} {target[field]}, not {kept[name]['targets'].get(arch, {}).get(field)}"
+        f"{name} for sm_{arch}: {field} {now}, not {then}"
         for name, arch, _, target in each(kernels)
-        for field in target
-        if not alike(arch, target[field], kept[name]["targets"].get(arch, {}).get(field))
+        for field, now in target.items()
+        if not alike(arch, now, then := kept[name]["targets"].get(arch, {}).get(field))
     ]
     plans = [n for n in kernels if any(kernels[n][f] != kept[n][f] for f in ("threads", "shared", "blocks"))]
     assert not other and not plans, "rewrite the table by `python -m tests.gpu.proof_static` if this is meant"
