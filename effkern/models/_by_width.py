@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from effkern.nn._rows import layout_of
+
 #: Input pixels from which a network runs its samples by width: below, the maps of a whole batch stay in the last-level
 #: cache and one ragged pass has the fewest calls; above, every layer would stream them through memory.
 _PIXELS = 8 * 224 * 224
@@ -53,8 +55,7 @@ def by_width(
     if len(x) <= samples:
         return forward(x, width)
     y = None
-    last = x.is_contiguous(memory_format=torch.channels_last)  # which an index loses
-    layout = torch.channels_last if last else torch.contiguous_format
+    layout = layout_of(x)  # which an index loses
     for one in width.unique().tolist():
         for rows in (width == one).nonzero().flatten().split(samples):
             part = forward(x.index_select(0, rows).contiguous(memory_format=layout), one)

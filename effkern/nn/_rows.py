@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["add_rows", "fork_rows", "set_rows", "take_rows"]
+__all__ = ["add_rows", "fork_rows", "layout_of", "set_rows", "take_rows"]
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:
@@ -37,7 +37,8 @@ def set_rows(x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
     return _Set.apply(x, rows, part)  # type: ignore[no-any-return]
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def layout_of(x: Tensor) -> torch.memory_format:
+    """Of maps channels last or contiguous; contiguous where a tensor fits both, or is something else."""
     last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
@@ -52,14 +53,14 @@ def _flat(x: Tensor, layout: torch.memory_format) -> Tensor:
 def _changed(out: Tensor, rows: Tensor, part: Tensor, add: bool = False) -> Tensor:
     """``out``, a fresh tensor, with ``part`` put into its ``rows`` or added to them."""
     if part.numel():
-        layout = _layout(out)
+        layout = layout_of(out)
         flat = _flat(out, layout)
         (flat.index_add_ if add else flat.index_copy_)(0, rows, _flat(part, layout))
     return out
 
 
 def _taken(x: Tensor, rows: Tensor) -> Tensor:
-    layout = _layout(x)
+    layout = layout_of(x)
     out = torch.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=layout)
     if out.numel():
         torch.index_select(_flat(x, layout), 0, rows, out=_flat(out, layout))
@@ -98,7 +99,7 @@ class _Put(torch.autograd.Function):
     def forward(ctx: Any, part: Tensor, rows: Tensor, samples: int) -> Tensor:
         ctx.save_for_backward(rows)
         shape = (samples, *part.shape[1:])
-        out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part)).zero_()
+        out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=layout_of(part)).zero_()
         return _changed(out, rows, part)
 
     @staticmethod
@@ -111,7 +112,7 @@ class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return _changed(x.clone(memory_format=_layout(x)), rows, part, add=True)
+        return _changed(x.clone(memory_format=layout_of(x)), rows, part, add=True)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -123,7 +124,7 @@ class _Set(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor, part: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        return _changed(x.clone(memory_format=_layout(x)), rows, part)
+        return _changed(x.clone(memory_format=layout_of(x)), rows, part)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

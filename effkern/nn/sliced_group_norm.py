@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from effkern.nn._rows import layout_of
 from effkern.nn._widths import HasWidthTables, as_widths, is_mixed, width_index
 
 __all__ = ["SlicedGroupNorm"]
@@ -85,6 +86,13 @@ class SlicedGroupNorm(HasWidthTables):
         return torch.where(active, self._normalized(torch.where(active, x, 0.0)), 0.0)
 
     def _normalized(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.is_contiguous():
+            return self._grouped(x)
+        # In channels-last memory PyTorch adds up in as many parts as it has threads, so a sample's bits would depend on
+        # them and on the other samples; in contiguous memory a group is one sum.
+        return self._grouped(x.contiguous()).contiguous(memory_format=layout_of(x))
+
+    def _grouped(self, x: Tensor) -> Tensor:
         channels = x.size(1)
         y = F.group_norm(x, channels // self.group, self.weight[:channels], self.bias[:channels], self.eps)
         return y.to(x.dtype)

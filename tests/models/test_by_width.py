@@ -48,6 +48,7 @@ TWO_GATES = {"stages": (((8, 16, 24, 32), 2, 2), ((16, 32, 48, 64), 1, 2)), "gat
 @pytest.mark.parametrize("options", [ONE_GATE, ONE_GATE | {"norm": "group"}, TWO_GATES])
 def test_an_image_alone_is_routed_as_among_others(options, pixels, monkeypatch):
     torch.manual_seed(0)
+    torch.set_num_threads(2)
     net = create_model("ds_resnet", front=((16, 1, 1),), **options).eval()
     x = torch.randn(16, 3, 32, 32)
     with torch.no_grad():

@@ -55,6 +55,22 @@ def test_a_sample_of_its_own_width_is_that_slice_whatever_lies_past_it():
         assert not y[n, WIDTHS[i] :].any() and not weights[n, WIDTHS[i] :].any()
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_bits_depend_on_neither_threads_neighbours_nor_wider_samples(layout):
+    layer = SlicedGroupNorm((16, 32))
+    x, choice = torch.randn(5, 32, 24, 24).contiguous(memory_format=layout), torch.tensor([0, 1, 1, 0, 1])
+    torch.set_num_threads(1)
+    want = layer(x, choice)
+    assert want.is_contiguous(memory_format=layout)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(layer(x, choice), want), threads
+        for n, i in enumerate(choice):
+            channels = layer.widths[i]
+            alone = x[n : n + 1, :channels].contiguous(memory_format=layout)
+            assert torch.equal(layer(alone, int(i)), want[n : n + 1, :channels]), (threads, n)
+
+
 def test_a_weight_learns_what_its_width_would_have_given():
     layer = norm().double()
     x = torch.randn(2, 12, 2, 2, dtype=torch.float64)
