@@ -36,11 +36,12 @@ from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
 from effkern.recipes.blockdrop import Config
 from effkern.report.plots import block_usage, curves, who_used_what
-from effkern.training import Step, Timing, count_macs, load_config, load_weights, measure
+from effkern.training import Step, Timing, count_macs, load_config, load_json, load_weights, measure
 from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
 
 GAMMAS = (5.0, 2.0, 1.0, 7.0, 8.0, 10.0)
 FIRST = 5.0  # its run trains base and policy for all
+TAUGHT = (4.0,)  # penalties of taught.toml
 LONGER = (3.0, 2.0, 4.0)  # penalties of longer.toml, the first one's base and policy for all
 CHOSEN = 2.0  # most accurate on held-out images with at most 70 % of the blocks; looked at in detail, and measured
 BATCHES = (1, 8, 64, 256)
@@ -73,6 +74,7 @@ TINY = "network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2}"
 #: Pieces of results.json that no call makes again: another recipe, kept for comparison.
 EARLIER = "earlier recipe, gamma "
 LONG = "longer recipe, gamma "
+LEARNED = "taught, gamma "
 LONGER_TEXT = (
     "A longer recipe (`longer.toml`): the base goes on from the given weights for 34 passes ({base[top1]:.2f} %), the "
     "policy alone ends at {policy[top1]:.2f} % with {policy[blocks]:.2f} blocks and {policy[patterns]:.0f} decisions, "
@@ -100,7 +102,12 @@ def pieces(quick: bool) -> list[Piece]:
     dense = [TINY, "train.epochs=0.2", "train.batch_size=64"] if quick else []
     result = [Piece("dense", dense, partial(train_dense, settings=dense))]
     order = sorted(gammas, key=lambda gamma: gamma != FIRST)
-    for begin, some, train in (("gamma ", order, train_gamma), (LONG, LONGER[: len(gammas)], train_longer)):
+    kinds = (
+        ("gamma ", order, train_gamma),
+        (LONG, LONGER[: len(gammas)], train_longer),
+        (LEARNED, TAUGHT, train_taught),
+    )
+    for begin, some, train in kinds:
         for gamma in some:
             settings = [*add, f"joint.gamma={gamma}"]
             result.append(Piece(f"{begin}{gamma:g}", settings, partial(train, gamma=gamma, settings=settings)))
@@ -147,6 +154,14 @@ def train_longer(context: Context, before: Mapping[str, Any], gamma: float, sett
     """The same by the longer recipe, whose base begins where the dense network began."""
     init = [f"network.init={context.weights}", f"policy.weights={context.weights}"] if context.weights else []
     return _train(context, f"longer-{gamma:g}", f"longer-{LONGER[0]:g}", "longer", [*settings, *init])
+
+
+def train_taught(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
+    """The same from the dense network, which teaches base and joint phase; with what that network gives."""
+    dense = context.runs / "dense" / "train"
+    own = [*with_dense(context, settings), f"teacher.init={dense / 'final.safetensors'}"]
+    teacher = {"top1": load_json(context.runs / "dense" / "result.json")["phases"]["train"]["test"]["top1"]}
+    return {"teacher": teacher, **_train(context, f"taught-{gamma:g}", f"taught-{TAUGHT[0]:g}", "taught", own)}
 
 
 def _train(context: Context, key: str, after: str, config: str, settings: list[str]) -> dict[str, Any]:

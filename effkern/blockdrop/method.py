@@ -13,7 +13,7 @@ from effkern.blockdrop.curriculum import Curriculum
 from effkern.blockdrop.loss import EntropyForm, reward
 from effkern.blockdrop.network import BlockDropNet
 from effkern.blockdrop.train import BnStats, Finetune, PolicyGradient, Usage, evaluate
-from effkern.training import Batches, Method, Recipe, RowCache, Step, parameter_groups
+from effkern.training import Batches, Criterion, Method, Recipe, RowCache, Step, parameter_groups
 
 __all__ = ["JointTraining", "PolicyTraining"]
 
@@ -184,6 +184,8 @@ class JointTraining(_OnPolicy):
         policy_lr: learning rate of the policy as a multiple of the recipe's.
         cost: ``[K]``, of each block; default: all the same. See :func:`effkern.blockdrop.block_costs`.
         overhead: what every image costs besides, in the same unit; see :func:`effkern.blockdrop.reward`.
+        beta: see :class:`Finetune`.
+        criterion: see :class:`Finetune`.
     """
 
     def __init__(
@@ -196,10 +198,12 @@ class JointTraining(_OnPolicy):
         policy_lr: float = 1.0,
         cost: Tensor | None = None,
         overhead: float = 0.0,
+        beta: float = 0.0,
+        criterion: Criterion | None = None,
     ) -> None:
         super().__init__(net, gamma, cost, overhead)
         self.policy_lr = policy_lr
-        self.objective = Finetune(gamma, a, pg_weight, bn_stats, *self.prices)
+        self.objective = Finetune(gamma, a, pg_weight, bn_stats, *self.prices, beta, criterion or Criterion())
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Both networks, the policy at its own rate."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
@@ -16,7 +15,7 @@ from effkern.blockdrop.network import BlockDropNet, eval_mode
 from effkern.blockdrop.policy import bound, greedy, sample, wide
 from effkern.nn.residual import set_bn_over
 from effkern.nn.skip import SkipBlock
-from effkern.training import RowCache
+from effkern.training import Criterion, RowCache
 
 BnStats = Literal["active", "all", "frozen"]
 
@@ -153,6 +152,8 @@ class Finetune(_Drawing):
             those rows are computed. ``"all"``: over the whole batch, dropped rows included, as published. ``"frozen"``:
             the backbone's running statistics are used and kept.
         cost, overhead: see :func:`effkern.blockdrop.reward`.
+        beta: weight of the entropy; published without.
+        criterion: what the scores of the drawn path are held against; default: the labels.
         generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
@@ -162,6 +163,8 @@ class Finetune(_Drawing):
     bn_stats: BnStats = "active"
     cost: Tensor | None = None
     overhead: Tensor | float = 0.0
+    beta: float = 0.0
+    criterion: Criterion = field(default_factory=Criterion)
 
     def __post_init__(self) -> None:
         if self.bn_stats not in ("active", "all", "frozen"):
@@ -188,7 +191,8 @@ class Finetune(_Drawing):
             scores = backbone(x, rows[0])
         gain = self._reward(scores.detach(), y, drawn)
         self.note(gain, drawn)
-        return F.cross_entropy(scores, y) + self.pg_weight * policy_loss(logits, drawn, gain - baseline, self.a)
+        gradient = policy_loss(logits, drawn, gain - baseline, self.a, beta=self.beta)
+        return self.criterion(scores, x, y) + self.pg_weight * gradient
 
     def _reward(self, scores: Tensor, y: Tensor, keep: Tensor) -> Tensor:
         return reward(scores.argmax(1) == y, keep, self.gamma, self.cost, self.overhead)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.nn.pq import PQLayer
+from effkern.training import soft_divergence
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -22,9 +22,8 @@ def distillation_loss(teacher: nn.Module, temperature: float = 1.0) -> Loss:
 
     def loss(model: nn.Module, x: Tensor, labels: Tensor | None = None) -> Tensor:
         with torch.no_grad():
-            wanted = F.log_softmax(teacher(x) / temperature, 1)
-        given = F.log_softmax(model(x) / temperature, 1)
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True) * temperature**2
+            wanted = teacher(x)
+        return soft_divergence(model(x), wanted, temperature)
 
     return loss
 

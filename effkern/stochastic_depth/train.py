@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from effkern.nn.stochastic_depth import StochasticBlock, draw_keep
-from effkern.training import Batches, Method, Step, evaluate
+from effkern.training import Batches, Criterion, Method, Step, evaluate
 
 __all__ = ["StochasticDepthTraining"]
 
@@ -23,7 +22,7 @@ class StochasticDepthTraining(Method):
         network: from :func:`effkern.stochastic_depth.convert`. Where its ``forward`` takes a mask (it has
             ``num_blocks``), the draw is made for the whole batch, whatever ranks and parts it is in; otherwise each
             block draws for itself from torch's generator, which the loop seeds step by step.
-        label_smoothing: of the cross-entropy.
+        criterion: what the scores are held against; default: the labels.
 
     Raises:
         ValueError: if the network has no block with stochastic depth.
@@ -31,14 +30,14 @@ class StochasticDepthTraining(Method):
 
     score = "top1"
 
-    def __init__(self, network: nn.Module, label_smoothing: float = 0.0) -> None:
+    def __init__(self, network: nn.Module, criterion: Criterion | None = None) -> None:
         super().__init__()
         self.blocks = [module for module in network.modules() if isinstance(module, StochasticBlock)]
         if not self.blocks:
             raise ValueError(
                 f"network: {type(network).__name__} has no block with stochastic depth; convert() it first"
             )
-        self.network, self.label_smoothing = network, label_smoothing
+        self.network, self.criterion = network, criterion or Criterion()
 
     def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
         """One loss."""
@@ -48,7 +47,7 @@ class StochasticDepthTraining(Method):
             scores = self.network(x, keep)  # the mask stays on the host, where rows are counted
         else:
             scores = self.network(x)
-        yield F.cross_entropy(scores, y, label_smoothing=self.label_smoothing)
+        yield self.criterion(scores, x, y)
 
     def draw(self, rows: int, at: Step) -> Tensor:
         """The keep mask of a step, ``[rows, K]``."""

@@ -11,6 +11,7 @@ from .checkpoint import (
 )
 from .config import ConfigError, defaults_of, load_config, parse_config
 from .counting import CountsMacs, bytes_on_disk, count_macs, count_params
+from .criterion import Criterion, soft_divergence
 from .ema import Ema
 from .evaluate import evaluate
 from .history import History
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "CountsMacs",
+    "Criterion",
     "CsvLog",
     "Ema",
     "Feed",
@@ -66,6 +68,7 @@ __all__ = [
     "save_snapshot",
     "save_weights",
     "say",
+    "soft_divergence",
     "train",
     "write_atomically",
 ]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import defaults_of
+from .criterion import Criterion
 from .ema import Ema
 from .interrupt import Interrupted, StopRequest, stop_on_signals
 from .method import Batches, Loss, Method, Step, Supervised, stream_seed
@@ -359,7 +360,7 @@ def fit(
         FloatingPointError: if the loss stops being finite; the weights are then of no use.
         KeyboardInterrupt: passes through; the bar is closed and the model is in eval mode.
     """
-    method = _Called(model, loss, recipe.label_smoothing, after_step)
+    method = _Called(model, loss, Criterion(recipe.label_smoothing), after_step)
     return train(method, _Iterated(epoch, steps_per_epoch), recipe, desc=desc, clock=clock)
 
 
@@ -367,9 +368,9 @@ class _Called(Supervised):
     """Supervised training that tells somebody of every step."""
 
     def __init__(
-        self, module: nn.Module, loss: Loss | None, label_smoothing: float, told: Callable[[int], None] | None
+        self, module: nn.Module, loss: Loss | None, criterion: Criterion, told: Callable[[int], None] | None
     ) -> None:
-        super().__init__(module, loss, label_smoothing)
+        super().__init__(module, loss, criterion)
         self.told = told
 
     def after_step(self, at: Step) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .criterion import Criterion
 from .evaluate import evaluate
 from .recipe import Recipe, parameter_groups
 
@@ -113,22 +113,23 @@ class Supervised(Method):
 
     Args:
         module: ``[N, ...]`` to logits.
-        loss: default: cross-entropy with ``label_smoothing``. If its result needs no gradient, the function has called
-            backward itself.
+        loss: of the module and the batch, in place of ``criterion``. If its result needs no gradient, the function has
+            called backward itself.
+        criterion: what its scores are held against; default: the labels.
     """
 
     score = "top1"
 
-    def __init__(self, module: nn.Module, loss: Loss | None = None, label_smoothing: float = 0.0) -> None:
+    def __init__(self, module: nn.Module, loss: Loss | None = None, criterion: Criterion | None = None) -> None:
         super().__init__()
-        self.module, self.loss, self.label_smoothing = module, loss, label_smoothing
+        self.module, self.loss, self.criterion = module, loss, criterion or Criterion()
 
     def losses(self, x: Tensor, y: Tensor, at: Step) -> Iterable[Tensor]:
         """One loss."""
         if self.loss is not None:
             yield self.loss(self.module, x, y)
         else:
-            yield F.cross_entropy(self.module(x), y, label_smoothing=self.label_smoothing)
+            yield self.criterion(self.module(x), x, y)
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Top-1 accuracy in percent."""

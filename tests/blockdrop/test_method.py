@@ -12,7 +12,7 @@ from effkern.blockdrop import BlockDropNet, JointTraining, PolicyNet, PolicyTrai
 from effkern.data import BatchFeed, load_digits
 from effkern.models import create_model
 from effkern.nn import skip_form
-from effkern.training import CheckpointError, Recipe, Run, Step, Supervised, train
+from effkern.training import CheckpointError, Criterion, Recipe, Run, Step, Supervised, train
 
 K, DATA = 5, load_digits()
 RECIPE = Recipe(epochs=0.1, lr=1e-3, optimizer="adam", weight_decay=0.0, batch_size=32, schedule="constant")
@@ -155,7 +155,9 @@ def test_options_reach_the_losses():
     phase_a = PolicyTraining(both(), 2.0, 0.7, 0.3, "published", 3, cost=cost, overhead=6.0).gradient
     assert (phase_a.gamma, phase_a.a, phase_a.beta) == (2.0, 0.7, 0.3)
     assert (phase_a.entropy_form, phase_a.samples) == ("published", 3)
-    phase_b = JointTraining(both(), 2.0, 0.7, 3.0, "all", cost=cost, overhead=6.0).objective
+    judge = Criterion(0.1)
+    phase_b = JointTraining(both(), 2.0, 0.7, 3.0, "all", cost=cost, overhead=6.0, beta=0.4, criterion=judge).objective
+    assert phase_b.beta == 0.4 and phase_b.criterion is judge
     assert (phase_b.gamma, phase_b.a, phase_b.pg_weight, phase_b.bn_stats) == (2.0, 0.7, 3.0, "all")
     for loss in (phase_a, phase_b):
         assert torch.equal(loss.cost, cost) and float(loss.overhead) == 6

@@ -20,7 +20,7 @@ from effkern.blockdrop import (
 from effkern.models import create_model
 from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
-from effkern.training import Recipe, fit
+from effkern.training import Criterion, Recipe, fit, soft_divergence
 
 K = 5
 
@@ -161,6 +161,19 @@ def test_phase_b_by_hand(cost):
     joint = BlockDropNet(net, agent).eval()
     loss = Finetune(2.0, 0.7, pg_weight=3.0, cost=cost, overhead=price[2])
     torch.testing.assert_close(loss(joint, x, y, uniform), want)
+
+
+def test_phase_b_with_entropy_and_a_teacher_by_hand():
+    net, agent, teacher, (x, y) = backbone().eval(), policy().eval(), backbone(), batch(32)
+    uniform, joint = torch.rand(32, K), BlockDropNet(net, agent).eval()
+    _, p = chances(agent, x, 0.7)
+    soft = soft_divergence(net(x, uniform < p), teacher.eval()(x), 2.0)
+    spread = -(p * p.log() + (1 - p) * (1 - p).log()).sum(1).mean()
+    plain = Finetune(2.0, 0.7)(joint, x, y, uniform)
+    hard = torch.nn.functional.cross_entropy(net(x, uniform < p), y)
+    want = plain - 0.25 * hard + 0.25 * soft - 0.3 * spread
+    given = Finetune(2.0, 0.7, beta=0.3, criterion=Criterion(teacher=teacher, weight=0.25, temperature=2.0))
+    torch.testing.assert_close(given(joint, x, y, uniform), want)
 
 
 @pytest.mark.parametrize("phase", ["policy", "joint"])

@@ -21,8 +21,8 @@ from effkern.blockdrop import block_costs
 from effkern.data import load_digits
 from effkern.dsnet import evaluate_routing, route_costs
 from effkern.models import create_model
-from effkern.recipes import config_path, names
-from effkern.training import Supervised, load_config, load_weights, parse_config
+from effkern.recipes import blockdrop, config_path, names
+from effkern.training import CheckpointError, ConfigError, Supervised, load_config, load_weights, parse_config
 from effkern.training.config import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -284,12 +284,48 @@ def test_every_option_of_survival_reaches_its_blocks(name):
     else:
         values = {"network": network, "depth": {**how, "last": 0.75}, "train": plain}
     method = module.phases(parse_config(module.Config, values), load_digits(), dict)[0].build()
-    assert [block.survival for block in method.blocks] == [0.75] * 3 and method.label_smoothing == 0.3
+    assert [block.survival for block in method.blocks] == [0.75] * 3 and method.criterion.label_smoothing == 0.3
     assert all((block.mode, block.scale) == ("row", "none") for block in method.blocks)
     if name == "blockdrop":
         values["base"] = {"train": plain}  # every block survives
         method = module.phases(parse_config(module.Config, values), load_digits(), dict)[0].build()
-        assert isinstance(method, Supervised) and method.label_smoothing == 0.3
+        assert isinstance(method, Supervised) and method.criterion.label_smoothing == 0.3
+
+
+def test_a_teacher_teaches_base_and_joint_phase_alone(tmp_path):
+    assert cli.main(command("stochastic-depth", tmp_path / "dense")) == 0
+    file = tmp_path / "dense" / "train" / "deployed.safetensors"
+    given = ["teacher.weight=0.3", "teacher.temperature=2.0", "joint.beta=0.01", f"teacher.init={file}"]
+    assert cli.main(command("blockdrop", tmp_path / "taught", *given)) == 0
+    assert not any("teacher" in name for name in load_weights(tmp_path / "taught" / "base" / "final.safetensors"))
+    settings = [*TINY, *SHORT["blockdrop"], *given]
+    config = load_config(blockdrop.Config, config_path("blockdrop", "small"), settings)
+    outcomes = {name: load_weights(tmp_path / "taught" / name / "final.safetensors") for name in ("base", "policy")}
+    base, _, joint = blockdrop.phases(config, load_digits(), outcomes.__getitem__)
+    for judge in (base.build().criterion, (objective := joint.build().objective).criterion):
+        assert (judge.weight, judge.temperature) == (0.3, 2.0)
+        weights = judge.teacher.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in load_weights(file).items())
+    assert objective.beta == 0.01
+    other = ["teacher.name=resnet20", "teacher.options={widths=[8,8,8],blocks=[1,1,1]}"]
+    config = load_config(blockdrop.Config, config_path("blockdrop", "small"), [*settings, *other])
+    with pytest.raises(CheckpointError, match="does not fit resnet20"):
+        blockdrop.phases(config, load_digits(), dict)[0].build()
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("teacher.init=", "teacher.init: must be a file of weights"),
+        ("teacher.weight=2", "teacher.weight: must be in [0, 1], got 2"),
+        ("teacher.temperature=0", "teacher.temperature: must be positive"),
+        ("teacher.options={widths=[4,4,4]}", "teacher.options: must be left out without a name"),
+    ],
+)
+def test_a_wrong_teacher_is_named(setting, message):
+    with pytest.raises(ConfigError) as raised:
+        load_config(blockdrop.Config, config_path("blockdrop", "small"), ["teacher.init=file", setting])
+    assert message in str(raised.value)
 
 
 def test_statistics_of_every_way_are_calibrated(tmp_path):

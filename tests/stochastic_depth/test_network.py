@@ -11,7 +11,7 @@ from effkern.data import BatchFeed, load_digits
 from effkern.models import create_model
 from effkern.nn import StochasticBlock, skip_form
 from effkern.stochastic_depth import StochasticDepthTraining, blocks_of, convert, deploy, survival_schedule
-from effkern.training import Recipe, Step, train
+from effkern.training import Criterion, Recipe, Step, train
 
 
 def resnet(shortcut: str = "pool") -> nn.Module:
@@ -136,7 +136,9 @@ def test_dropped_blocks_are_not_run():
 def test_the_loss_by_hand(make):
     """Smoothed cross-entropy; at survival 1 there is nothing to draw."""
     net = make()
-    method = StochasticDepthTraining(convert(net, torch.ones(len(blocks_of(net)))), label_smoothing=0.2).train()
+    method = StochasticDepthTraining(
+        convert(net, torch.ones(len(blocks_of(net)))), criterion=Criterion(label_smoothing=0.2)
+    ).train()
     x, y = torch.randn(8, 1, 10, 10), torch.arange(8)
     (loss,) = method.losses(x, y, Step(0))
     log_p = net.train()(x).log_softmax(1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network, read_weights
 from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
-from effkern.training import Method, Recipe, Supervised
+from effkern.training import Criterion, Method, Recipe, Supervised
 from effkern.training.config import check
 
 __all__ = ["Config", "phases"]
@@ -59,6 +59,32 @@ class BaseConfig:
 
     def __post_init__(self) -> None:
         check(self, survival=(0 <= self.survival <= 1, "in [0, 1]"))
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """A trained network from whose answers, besides the labels, base and joint phase learn; see
+    :class:`effkern.training.Criterion`.
+
+    Attributes:
+        init: file of its weights.
+        name, options: of a network that is another one than the student; see `NetworkConfig`.
+    """
+
+    init: str
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(
+            self,
+            init=(bool(self.init), "a file of weights"),
+            weight=(0 <= self.weight <= 1, "in [0, 1]"),
+            temperature=(self.temperature > 0, "positive"),
+            options=(bool(self.name) or not self.options, "left out without a name"),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,6 +137,7 @@ class JointConfig:
     pg_weight: float = 1.0
     bn_stats: BnStats = "active"
     policy_lr: float = 1.0
+    beta: float = 0.0
     cost: Cost = "blocks"
     overhead: bool = False
 
@@ -120,6 +147,7 @@ class JointConfig:
             gamma=(self.gamma >= 0, "at least 0"),
             a=(0.5 < self.a <= 1, "in (0.5, 1]"),
             pg_weight=(self.pg_weight >= 0, "at least 0"),
+            beta=(self.beta >= 0, "at least 0"),
             policy_lr=(self.policy_lr >= 0, "at least 0"),
         )
 
@@ -132,6 +160,7 @@ class Config:
     policy: PolicyConfig
     joint: JointConfig
     base: BaseConfig = field(default_factory=BaseConfig)
+    teacher: TeacherConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -152,9 +181,20 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         policy_net(network)  # what is wrong with it is said now, and not when the base is trained
         train = config.base.train
         assert train is not None
+        judge = criterion(train.label_smoothing)
         if config.base.survival == 1:
-            return Supervised(network, label_smoothing=train.label_smoothing)
-        return StochasticDepthTraining(_stochastic(network, config.base), train.label_smoothing)
+            return Supervised(network, criterion=judge)
+        return StochasticDepthTraining(_stochastic(network, config.base), judge)
+
+    def criterion(label_smoothing: float = 0.0) -> Criterion:
+        if config.teacher is None:
+            return Criterion(label_smoothing)
+        chosen = config.teacher
+        like = NetworkConfig(chosen.name, chosen.options) if chosen.name else config.network
+        teacher = load_network(replace(like, init=chosen.init), data, 0)
+        if config.run.skip_ops and getattr(teacher, "num_blocks", 0):
+            teacher = skip_form(teacher)
+        return Criterion(label_smoothing, teacher, chosen.weight, chosen.temperature)
 
     def backbone() -> nn.Module:
         network = load_network(config.network, data, _base_seed(config))
@@ -209,10 +249,18 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         both, chosen = net(), config.joint
         both.load_state_dict(outcome("policy"))
         return JointTraining(
-            both, chosen.gamma, chosen.a, chosen.pg_weight, chosen.bn_stats, chosen.policy_lr, *prices(both, chosen)
+            both,
+            chosen.gamma,
+            chosen.a,
+            chosen.pg_weight,
+            chosen.bn_stats,
+            chosen.policy_lr,
+            *prices(both, chosen),
+            chosen.beta,
+            criterion(),
         )
 
-    before = ("network", "base")
+    before = ("network", "base", "teacher")
     first = [] if config.base.train is None else [Phase("base", config.base.train, base, before)]
     return [
         *first,

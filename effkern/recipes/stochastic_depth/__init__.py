@@ -13,7 +13,7 @@ from effkern.recipes._runner import Phase
 from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network
 from effkern.stochastic_depth import StochasticDepthTraining, blocks_of, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
-from effkern.training import Method, Recipe
+from effkern.training import Criterion, Method, Recipe
 
 __all__ = ["Config", "phases"]
 
@@ -53,7 +53,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         network = load_network(config.network, data, config.train.seed)
         survival = survival_schedule(len(blocks_of(network)), config.depth.last, config.depth.form)
         network = convert(network, survival, config.depth.mode, config.depth.scale)
-        return StochasticDepthTraining(network, config.train.label_smoothing)
+        return StochasticDepthTraining(network, Criterion(config.train.label_smoothing))
 
     def deployed(method: Method) -> dict[str, nn.Module]:
         return {"deployed": deploy(method.result())}
