@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,22 @@ def calibrate(
         RuntimeError: if a layer has a width that no configuration reached, or there were no batches: its statistics
             would be those of an untrained layer.
     """
+    with averaging(model):
+        for images in batches:
+            for width in widths:
+                model(images, width)
+            for way in ways:
+                model.along(images, way)  # type: ignore[operator]
+    if hasattr(model, "share_statistics"):
+        model.share_statistics()
+    if missed := uncalibrated(model):
+        raise RuntimeError(f"calibration reached no batch at: {', '.join(missed)}")
+
+
+@contextmanager
+def averaging(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norms take the plain average of the batches that pass, from the first one on; all else is as at
+    inference."""
     modes = {module: module.training for module in model.modules()}
     momenta = {norm: norm.momentum for _, norm in _norms(model)}
     model.train()  # drops folded tables; a fused block runs its batch norm in training mode only
@@ -43,20 +60,12 @@ def calibrate(
         elif not list(module.children()):
             module.training = False  # dropout and other norms behave as they will at inference
     try:
-        for images in batches:
-            for width in widths:
-                model(images, width)
-            for way in ways:
-                model.along(images, way)  # type: ignore[operator]
+        yield
     finally:
         for norm, momentum in momenta.items():
             norm.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
-    if hasattr(model, "share_statistics"):
-        model.share_statistics()
-    if missed := uncalibrated(model):
-        raise RuntimeError(f"calibration reached no batch at: {', '.join(missed)}")
 
 
 def all_ways(model: nn.Module) -> list[tuple[int, ...]]:

@@ -34,10 +34,9 @@ def by_width(
         width: An index, or an index tensor ``[N]``.
         pixels: Of the image, where ``x`` is what some layers made of it.
     """
-    samples = max(1, _PIXELS // max(1, pixels or x.shape[-1] * x.shape[-2])) if x.dim() == 4 else 0
     if (
         not isinstance(width, Tensor)
-        or samples == 0
+        or x.dim() != 4
         or width.shape != x.shape[:1]
         or len(x) == 0
         or x.device.type != "cpu"
@@ -52,6 +51,7 @@ def by_width(
     first = int(width[0])
     if len(x) == 1 or bool((width == first).all()):
         return forward(x, first)
+    samples = max(1, _PIXELS // max(1, pixels or x.shape[-1] * x.shape[-2]))
     if len(x) <= samples:
         return forward(x, width)
     y = None

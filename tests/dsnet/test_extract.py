@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +124,89 @@ def test_layers_by_themselves_and_what_cannot_be_one_layer():
         extract(Loose((0, 1)).eval(), (1, 6, 6), 1)
     with pytest.raises(RuntimeError, match=r"eval mode only: call eval\(\) first"):
         extract(Loose((0, 0)), (1, 6, 6), 0)
+
+
+def by_hand(net: nn.Module, widths: list[int], x: torch.Tensor) -> torch.Tensor:
+    """A slimmable CNN layer by layer in fp64, its batch norms with statistics of ``x`` at these widths."""
+    net, x = copy.deepcopy(net).double(), x.double()
+    seen, channels = x, x.size(1)  # what batch norms see as they are calibrated, by the biased variance of a batch
+    for layer, width in zip(net.features, widths, strict=True):
+        ins, channels = channels, layer.conv.out_channels[width]
+        filters = layer.conv.weight[:channels, :ins]
+        x, seen = (torch.conv2d(t, filters, None, layer.conv.stride, layer.conv.padding) for t in (x, seen))
+        affine = (t[width] if layer.bn.affine == "per_width" else t for t in (layer.bn.weight, layer.bn.bias))
+        weight, bias = (t[:channels] for t in affine)
+        mean, variance = seen.mean((0, 2, 3)), seen.transpose(0, 1).flatten(1).var(1)
+        x = torch.batch_norm(x, weight, bias, mean, variance, False, 0.0, layer.bn.eps, False).relu()
+        seen = torch.batch_norm(seen, weight, bias, None, None, True, 0.0, layer.bn.eps, False).relu()
+    return (x.mean((2, 3)) @ net.classifier.weight[:, :channels].T + net.classifier.bias).float()
+
+
+@pytest.mark.parametrize("affine", ["shared", "per_width"])
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_width_a_layer_calibrated_for_the_mix(affine, fold):
+    torch.manual_seed(0)
+    net = lived(create_model("slimmable_cnn", **{**PLAIN["slimmable_cnn"], "affine": affine}))
+    if fold:
+        for module in net.modules():
+            if isinstance(module, SlicedConvBNAct):
+                module.fold()
+    before, x = {key: value.clone() for key, value in net.state_dict().items()}, torch.randn(16, 1, 32, 32)
+    with torch.no_grad():
+        for first, second in ((0, 2), (2, 0), (1, 2), (1, 1)):
+            alone = extract(net, (1, 32, 32), {"features.0": first, "features.1": second}, [x])
+            want = by_hand(net, [first, second], x)
+            same(alone, x, want)
+            assert (alone(x) - want).abs().max() < 3e-6 * want.abs().max()
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_names_begin_and_depthwise_layers_follow():
+    torch.manual_seed(0)
+    net, x = lived(create_model("mobilenet_v1_slimmable", **PLAIN["mobilenet_v1_slimmable"])), torch.randn(8, 1, 32, 32)
+    alone = extract(net, (1, 32, 32), {"": 1, "features.4": 2, "features.8": 0, "features.9": -1}, [x])
+    outs = [module.out_channels for module in alone.modules() if isinstance(module, nn.Conv2d)]
+    assert outs == [layer.conv.out_channels[1] for layer in net.features][:3] + [
+        layer.conv.out_channels[width]
+        for layer, width in zip(net.features[3:], [1, 2, 2, 1, 1, 0, 0, *[1] * 17], strict=True)
+    ]
+    uniform = copy.deepcopy(net)
+    calibrate(uniform, [x], range(3))
+    with torch.no_grad():
+        same(extract(net, (1, 32, 32), {"": 1}, [x]), x, uniform(x, 1))
+
+
+@pytest.mark.parametrize(
+    ("way", "error", "message"),
+    [
+        ({"stem": 0}, ValueError, "no layer's name begins with 'stem'; there are features.0, features.1"),
+        ({"features": 3}, IndexError, "width must be in"),
+        ({"features": 0}, RuntimeError, "batches: none reached features.0.bn, features.1.bn"),
+    ],
+)
+def test_a_wrong_mix_is_named(way, error, message):
+    net = create_model("slimmable_cnn", **PLAIN["slimmable_cnn"]).eval()
+    with pytest.raises(error, match=message):
+        extract(net, (1, 32, 32), way)
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = SlicedConv2d(1, [2, 4], 3, padding=1), SlicedConv2d([2, 4], [2, 4], 3, padding=1)
+        self.three = SlicedConv2d(4, [2, 4], 3)
+
+    def forward(self, x: torch.Tensor, width: int) -> torch.Tensor:
+        x = self.one(x, width)
+        return self.three(x + self.two(x, width), width)
+
+
+def test_a_mix_whose_layers_do_not_fit_is_named():
+    with pytest.raises(ValueError, match="the layers of this mix do not fit together"):
+        extract(Sum().eval(), (1, 8, 8), {"one": 0, "two": 1})
+    with pytest.raises(ValueError, match=r"way: three takes \[4\] channels, the mix gives it 2"):
+        extract(Sum().eval(), (1, 8, 8), {"one": 0, "two": 0})
+    extract(Sum().eval(), (1, 8, 8), {"one": 1, "two": 1, "three": 0})
 
 
 def test_a_gate_is_left_as_attention_only():

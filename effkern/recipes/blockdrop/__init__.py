@@ -192,7 +192,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         chosen = config.teacher
         like = NetworkConfig(chosen.name, chosen.options) if chosen.name else config.network
         teacher = load_network(replace(like, init=chosen.init), data, 0)
-        if config.run.skip_ops and getattr(teacher, "num_blocks", 0):
+        if config.run.skip_ops and hasattr(teacher, "num_blocks"):
             teacher = skip_form(teacher)
         return Criterion(label_smoothing, teacher, chosen.weight, chosen.temperature)
 
