@@ -17,7 +17,7 @@ from effkern.models import create_model
 from effkern.training import CheckpointError, in_a_line, load_weights
 from effkern.training.config import check
 
-__all__ = ["DataConfig", "NetworkConfig", "RunConfig", "load_network", "read_weights"]
+__all__ = ["DataConfig", "NetworkConfig", "RunConfig", "load_into", "load_network", "read_weights"]
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,21 @@ def load_network(config: NetworkConfig, data: Dataset, seed: int) -> nn.Module:
         options = ", ".join(f"{name}={value!r}" for name, value in config.options.items())
         raise ValueError(f"network.options: no {config.name} has {options}: {in_a_line(error)}") from error
     if config.init:
-        path = Path(config.init)
-        weights = read_weights(path)
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: does not fit {config.name}: {in_a_line(error)}") from error
+        load_into(network, Path(config.init), config.name)
     return network.to(memory_format=torch.channels_last)
+
+
+def load_into(network: nn.Module, path: Path, name: str) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        CheckpointError: if it cannot be read or is of another network.
+    """
+    weights = read_weights(path)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: does not fit {name}: {in_a_line(error)}") from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:

@@ -313,6 +313,23 @@ def test_a_teacher_teaches_base_and_joint_phase_alone(tmp_path):
         blockdrop.phases(config, load_digits(), dict)[0].build()
 
 
+def test_a_joint_phase_goes_on_from_an_earlier_one(tmp_path):
+    assert cli.main(command("blockdrop", tmp_path / "first")) == 0
+    end = tmp_path / "first" / "joint" / "final.safetensors"
+    settings = [*TINY, *SHORT["blockdrop"], f"joint.init={end}", "joint.gamma=1"]
+    config = load_config(blockdrop.Config, config_path("blockdrop", "small"), settings)
+    (phase,) = blockdrop.phases(config, load_digits(), {}.__getitem__)
+    method, weights = phase.build(), load_weights(end)
+    assert method.gamma == 1 and method.net.state_dict().keys() == weights.keys()
+    assert all(torch.equal(value, weights[name]) for name, value in method.net.state_dict().items())
+    assert cli.main(command("blockdrop", tmp_path / "second", f"joint.init={end}")) == 0
+    result = json.loads((tmp_path / "second" / "result.json").read_text())
+    assert list(result["phases"]) == ["joint"]
+    config = load_config(blockdrop.Config, config_path("blockdrop", "small"), [*settings, "policy.widths=[8]"])
+    with pytest.raises(CheckpointError, match="does not fit resnet32 and its policy"):
+        blockdrop.phases(config, load_digits(), {}.__getitem__)[0].build()
+
+
 @pytest.mark.parametrize(
     ("setting", "message"),
     [

@@ -24,7 +24,7 @@ from effkern.data import Dataset
 from effkern.nn import skip_form
 from effkern.nn.stochastic_depth import Mode, Scale
 from effkern.recipes._runner import Phase
-from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_network, read_weights
+from effkern.recipes._shared import DataConfig, NetworkConfig, RunConfig, load_into, load_network, read_weights
 from effkern.stochastic_depth import StochasticDepthTraining, convert, deploy, survival_schedule
 from effkern.stochastic_depth.schedule import Form
 from effkern.training import Criterion, Method, Recipe, Supervised
@@ -129,9 +129,15 @@ class PolicyConfig:
 
 @dataclass(frozen=True)
 class JointConfig:
-    """Phase B; see :class:`effkern.blockdrop.JointTraining` and, of ``cost`` and ``overhead``, `PolicyConfig`."""
+    """Phase B; see :class:`effkern.blockdrop.JointTraining` and, of ``cost`` and ``overhead``, `PolicyConfig`.
+
+    Attributes:
+        init: file of what an earlier joint phase left, to go on from with, say, another penalty: base and policy phase
+            are left out then.
+    """
 
     train: Recipe
+    init: str = ""
     gamma: float = 5.0
     a: float = 0.8
     pg_weight: float = 1.0
@@ -198,7 +204,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
 
     def backbone() -> nn.Module:
         network = load_network(config.network, data, _base_seed(config))
-        if config.base.train is not None:
+        if config.base.train is not None and not config.joint.init:
             network.load_state_dict(outcome("base"))
             if config.base.survival < 1:  # the scale of inference becomes part of the weights
                 network = deploy(_stochastic(network, config.base))
@@ -247,7 +253,10 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
 
     def joint() -> Method:
         both, chosen = net(), config.joint
-        both.load_state_dict(outcome("policy"))
+        if chosen.init:
+            load_into(both, Path(chosen.init), f"{config.network.name} and its policy")
+        else:
+            both.load_state_dict(outcome("policy"))
         return JointTraining(
             both,
             chosen.gamma,
@@ -261,12 +270,11 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
         )
 
     before = ("network", "base", "teacher")
+    last = Phase("joint", config.joint.train, joint, (*before, "policy", "joint"), keep_best=True)
+    if config.joint.init:
+        return [last]
     first = [] if config.base.train is None else [Phase("base", config.base.train, base, before)]
-    return [
-        *first,
-        Phase("policy", config.policy.train, policy, (*before, "policy")),
-        Phase("joint", config.joint.train, joint, (*before, "policy", "joint"), keep_best=True),
-    ]
+    return [*first, Phase("policy", config.policy.train, policy, (*before, "policy")), last]
 
 
 def _stochastic(network: nn.Module, base: BaseConfig) -> nn.Module:
