@@ -81,13 +81,16 @@ ON = "taught further, gamma "
 TAUGHT_TEXT = (
     "With the dense network as a teacher (`taught.toml`): base and joint phase learn its answers besides the labels, "
     "which the published method does not. Trained on two cores, the networks in bfloat16. The teacher here has "
-    "{teacher[top1]:.2f} % (12 passes on two cores; the weights of the dense network above were not kept), the base "
-    "{base[top1]:.2f} %, and the policy alone ends at {policy[top1]:.2f} % with {policy[blocks]:.2f} blocks and "
-    "{policy[patterns]:.0f} decisions:\n\n"
+    "{teacher[top1]:.2f} % ({teacher[passes]:g} passes on two cores; the weights of the dense network above were not "
+    "kept), the base {base[top1]:.2f} %, and the policy alone ends at {policy[top1]:.2f} % with {policy[blocks]:.2f} "
+    "blocks and {policy[patterns]:.0f} decisions:\n\n"
 )
 FURTHER_TEXT = (
-    "Gone on from there at a smaller penalty and learning rate: gamma 3 for 4 passes with 0.15 of the rate for the "
-    "policy, 2.75 for 4 with 0.25 of it, and 2.5 for 5 with half of it, which is faster than the network follows:\n\n"
+    "Gone on from there at a smaller penalty and learning rate: "
+    + "; ".join(
+        f"gamma {g:g} for {passes} passes, the policy at {rate:g} of it" for g, (passes, rate) in FURTHER.items()
+    )
+    + ". The last is faster than the network follows:\n\n"
 )
 LONGER_TEXT = (
     "A longer recipe (`longer.toml`): the base goes on from the given weights for 34 passes ({base[top1]:.2f} %), the "
@@ -119,15 +122,11 @@ def pieces(quick: bool) -> list[Piece]:
         ("gamma ", order, train_gamma),
         (LONG, LONGER[: len(gammas)], train_longer),
         (LEARNED, TAUGHT, train_taught),
-        (ON, tuple(FURTHER)[: len(TAUGHT)] if quick else tuple(FURTHER), train_further),
+        (ON, tuple(FURTHER)[:1] if quick else tuple(FURTHER), train_further),
     )
     for begin, some, train in kinds:
         for gamma in some:
-            settings = [*add, f"joint.gamma={gamma}"]
-            if begin == ON and not quick:
-                passes, rate = FURTHER[gamma]
-                settings += [f"joint.train.epochs={passes}", "joint.train.lr=4e-4", "joint.train.warmup=0.0"]
-                settings += [f"joint.policy_lr={rate}"]
+            settings = [f"joint.gamma={gamma}", *(going_on(gamma) if begin == ON else []), *add]
             result.append(Piece(f"{begin}{gamma:g}", settings, partial(train, gamma=gamma, settings=settings)))
     result.append(Piece("analysis", add, partial(analyse, settings=add)))
     for kind in STATISTICS:
@@ -176,9 +175,17 @@ def train_longer(context: Context, before: Mapping[str, Any], gamma: float, sett
 
 def train_taught(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
     """The same from the dense network, which teaches base and joint phase; with what that network gives."""
-    teacher = {"top1": load_json(context.runs / "dense" / "result.json")["phases"]["train"]["test"]["top1"]}
+    found = load_json(context.runs / "dense" / "result.json")
+    teacher = {"top1": found["phases"]["train"]["test"]["top1"], "passes": found["config"]["train"]["epochs"]}
     own = with_teacher(context, settings)
     return {"teacher": teacher, **_train(context, f"taught-{gamma:g}", f"taught-{TAUGHT[0]:g}", "taught", own)}
+
+
+def going_on(gamma: float) -> list[str]:
+    """Settings with which the first taught network goes on."""
+    passes, rate = FURTHER[gamma]
+    phase = (f"train.epochs={passes}", "train.lr=4e-4", "train.warmup=0.0", f"policy_lr={rate}")
+    return [f"joint.{setting}" for setting in phase]
 
 
 def train_further(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
