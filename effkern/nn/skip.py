@@ -274,6 +274,14 @@ class SkipStage(ResidualStage):
             x, k = self._run(x, keep, k, blocks[k:end]), end
         return x
 
+    def macs(self, input_shape: torch.Size, output_shape: torch.Size) -> float:
+        """Multiply-adds for a batch of this shape if every sample keeps every block."""
+        total, (height, width) = 0, input_shape[2:]
+        for block in self:
+            total += sum(block.block_macs(height, width))
+            height, width = -(-height // block.stride), -(-width // block.stride)
+        return float(input_shape[0] * total)
+
     def _run(self, x: Tensor, keep: Tensor, first: int, blocks: Sequence[SkipBlock]) -> Tensor:
         """The identity blocks from ``first`` on. What they are folded to is remembered as a whole for inference."""
         mask, kind = keep[:, first : first + len(blocks)], blocks[0].kind

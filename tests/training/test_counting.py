@@ -5,6 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from effkern.models import create_model
+from effkern.nn import skip_form
 from effkern.training import CountsMacs, bytes_on_disk, count_macs, count_params
 
 
@@ -22,6 +24,14 @@ def test_macs_of_convolutions_and_linear():
     expected = 8 * 3 * 9 * 16 + 8 * 9 * 16 + 4 * 8 * 16 + 16 * 4 * 2 * 4 + 128 * 10
     assert count_macs(net, torch.zeros(1, 3, 8, 8)) == expected
     assert count_macs(net, torch.zeros(5, 3, 8, 8)) == expected  # per image
+
+
+def test_blocks_that_run_in_one_call_are_counted_too():
+    """A stage in its skipping form runs its identity blocks without calling them."""
+    x = torch.zeros(2, 3, 8, 8)
+    net = create_model("resnet32", widths=(4, 8, 8), blocks=(3, 2, 1)).eval()
+    stem, stages = 4 * 3 * 9 * 64, (6 * 16 * 9 * 64) + (32 + 3 * 64) * 9 * 16 + 2 * 64 * 9 * 4
+    assert count_macs(skip_form(net), x) == count_macs(net, x) == stem + stages + 80
 
 
 def test_linear_over_tokens_counts_every_token():
