@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from effkern.blockdrop.train import evaluate
 
-__all__ = ["best_static", "first_blocks", "fixed_policy", "random_policy"]
+__all__ = ["best_static", "best_statics", "first_blocks", "fixed_policy", "random_policy"]
 
 Decide = Callable[[Tensor], Tensor]
 
@@ -70,25 +70,47 @@ def best_static(
     Raises:
         ValueError: if ``blocks`` is outside [0, K], or another decision exceeds it.
     """
-    shown = list(batches)
-    total = int(backbone.num_blocks)  # type: ignore[arg-type]
-    _check(total, blocks)
+    _check(int(backbone.num_blocks), blocks)  # type: ignore[arg-type]
     budget = -int(-blocks // 1)
     if any(int(other.sum()) > budget for other in others):
         raise ValueError(f"others: must have at most {budget} blocks, got {[int(other.sum()) for other in others]}")
+    return best_statics(backbone, batches, [budget], others)[budget]
+
+
+def best_statics(
+    backbone: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    budgets: Iterable[int],
+    others: Sequence[Tensor] = (),
+) -> dict[int, Tensor]:
+    """:func:`best_static` of several numbers of blocks, for the passes of the smallest; those of ``others`` that fit.
+
+    Raises:
+        ValueError: if a number is outside [0, K], or there is none.
+    """
+    shown, wanted = list(batches), sorted(set(budgets), reverse=True)
+    total = int(backbone.num_blocks)  # type: ignore[arg-type]
+    if not wanted:
+        raise ValueError("budgets: must hold at least one number of blocks, got none")
+    for budget in wanted:
+        _check(total, budget)
 
     def top1(keep: Tensor) -> float:
         return evaluate(backbone, fixed_policy(keep), shown).top1
 
     keep = torch.ones(total, dtype=torch.bool)
-    while int(keep.sum()) > budget:
-        trials = []
-        for k in keep.nonzero().flatten().tolist():
-            trial = keep.clone()
-            trial[k] = False
-            trials.append(trial)
-        keep = max(trials, key=top1)
-    return max([keep, first_blocks(total, blocks), *others], key=top1)
+    found = {}
+    for budget in wanted:
+        while int(keep.sum()) > budget:
+            trials = []
+            for k in keep.nonzero().flatten().tolist():
+                trial = keep.clone()
+                trial[k] = False
+                trials.append(trial)
+            keep = max(trials, key=top1)
+        fit = [other for other in others if int(other.sum()) <= budget]
+        found[budget] = max([keep, first_blocks(total, budget), *fit], key=top1)
+    return found
 
 
 def _check(num_blocks: int, blocks: float) -> None:

@@ -12,6 +12,7 @@ from effkern.blockdrop import (
     Usage,
     accuracy_by_blocks,
     best_static,
+    best_statics,
     easiest_and_hardest,
     evaluate,
     first_blocks,
@@ -125,5 +126,12 @@ def test_other_candidates_are_considered():
     batches = [(LABELS[:, None].float(), LABELS)]
     keep = torch.tensor([True, False, False])
     assert torch.equal(best_static(Trap(), batches, 1, [keep]), keep)
+    found = best_statics(Trap(), iter(batches), [1, 2, 3], [keep])
+    want = {count: best_static(Trap(), batches, count, [keep]) for count in (1, 2, 3)}
+    assert found.keys() == want.keys() and all(torch.equal(found[count], want[count]) for count in want)
+    with pytest.raises(ValueError, match="budgets: must hold at least one"):
+        best_statics(Trap(), batches, [])
+    with pytest.raises(ValueError, match=r"blocks: must be in \[0, 3\], got 4"):
+        best_statics(Trap(), batches, [4])
     with pytest.raises(ValueError, match="others: must have at most 1 blocks"):
         best_static(Trap(), batches, 1, [torch.ones(3, dtype=torch.bool)])
