@@ -10,10 +10,10 @@ forces on. :class:`effkern.models.resnet.ResNet` and what :func:`effkern.nn.skip
 """
 
 from effkern.blockdrop.analysis import accuracy_by_blocks, easiest_and_hardest, summary, unique_policies
-from effkern.blockdrop.baselines import best_static, first_blocks, fixed_policy, random_policy
+from effkern.blockdrop.baselines import best_static, best_statics, first_blocks, fixed_policy, random_policy
 from effkern.blockdrop.cost import block_costs
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import entropy, leave_one_out, log_probability, policy_loss, reward
+from effkern.blockdrop.loss import credit_of, entropy, leave_one_out, log_probability, policy_loss, reward
 from effkern.blockdrop.method import JointTraining, PolicyTraining
 from effkern.blockdrop.network import Backbone, BlockDropNet, by_pattern
 from effkern.blockdrop.policy import PolicyNet, bound, greedy, load_first_blocks, sample
@@ -31,9 +31,11 @@ __all__ = [
     "Usage",
     "accuracy_by_blocks",
     "best_static",
+    "best_statics",
     "block_costs",
     "bound",
     "by_pattern",
+    "credit_of",
     "easiest_and_hardest",
     "entropy",
     "evaluate",

@@ -29,6 +29,26 @@ from torch import Tensor
 from effkern.blockdrop.policy import bound
 
 EntropyForm = Literal["bernoulli", "published"]
+#: How far an answer is right: its top-1 is or is not, or by the probability it gives the label.
+Credit = Literal["answer", "probability"]
+
+
+def credit_of(scores: Tensor, y: Tensor, credit: Credit = "answer") -> Tensor:
+    """How far answers are right, ``[B]``, as :func:`reward` takes it: bool, or with ``"probability"`` float32.
+
+    The probability is the mean of the published credit of an answer drawn from the softmax. It tells images that are
+    nearly wrong from safe ones, also where a network has learned its training images so well that hardly any is wrong.
+
+    Args:
+        scores: ``[B, classes]``.
+        y: ``[B]`` labels.
+        credit: see above.
+    """
+    if credit not in ("answer", "probability"):
+        raise ValueError(f"credit must be 'answer' or 'probability', got {credit!r}")
+    if credit == "answer":
+        return scores.argmax(1) == y
+    return scores.float().softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)
 
 
 def reward(
@@ -41,7 +61,8 @@ def reward(
     """``1 - usage^2`` where the prediction is right, ``-gamma`` where it is wrong.
 
     Args:
-        correct: ``[B]``, bool or 0/1 of an integer type: was the prediction under ``keep`` right?
+        correct: ``[B]``, bool or 0/1 of an integer type: was the prediction under ``keep`` right? Floating: how
+            probably; the reward is then the mean of both, see :func:`credit_of`.
         keep: ``[B, K]``, 0/1: the blocks that ran, those forced on by a curriculum included.
         gamma: penalty of a wrong answer; larger means more accurate and more blocks.
         cost: ``[K]``, what each block costs (multiply-adds, measured time); usage is the share of the total. Default:
@@ -66,7 +87,10 @@ def reward(
     # A product and a sum, as autocast would round a matrix product to 16 bits.
     usage = ((keep * cost).sum(1) + overhead) / (cost.sum() + overhead)
     # torch.where, because indexing with `correct` turns into assigning rows 0 and 1 once it is an integer tensor.
-    return torch.where(correct.bool(), 1 - usage.square(), -float(gamma))
+    gain = 1 - usage.square()
+    if correct.is_floating_point():
+        return correct * gain - (1 - correct) * float(gamma)
+    return torch.where(correct.bool(), gain, -float(gamma))
 
 
 def log_probability(logits: Tensor, keep: Tensor, a: float = 0.8) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import EntropyForm, reward
+from effkern.blockdrop.loss import Credit, EntropyForm, reward
 from effkern.blockdrop.network import BlockDropNet
 from effkern.blockdrop.train import BnStats, Finetune, PolicyGradient, Usage, evaluate
 from effkern.training import Batches, Criterion, Method, Recipe, RowCache, Step, parameter_groups
@@ -120,13 +120,14 @@ class PolicyTraining(_OnPolicy):
         cost: Tensor | None = None,
         cache: float = 0.0,
         overhead: float = 0.0,
+        credit: Credit = "answer",
     ) -> None:
         super().__init__(net, gamma, cost, overhead)
         net.backbone.requires_grad_(False).eval()
         self.blocks_per_epoch, self.ramp = blocks_per_epoch, ramp
         course = Curriculum(self.k) if curriculum else None
         self.gradient = PolicyGradient(
-            net.backbone, gamma, a, beta, course, *self.prices, entropy_form, samples, RowCache(cache)
+            net.backbone, gamma, a, beta, course, *self.prices, entropy_form, samples, RowCache(cache), credit
         )
         # In the checkpoint as it is, not worked out again from an epoch number.
         self.register_buffer("free_blocks", torch.tensor(1 if curriculum else self.k))
@@ -186,6 +187,7 @@ class JointTraining(_OnPolicy):
         overhead: what every image costs besides, in the same unit; see :func:`effkern.blockdrop.reward`.
         beta: see :class:`Finetune`.
         criterion: see :class:`Finetune`.
+        credit: of an answer in training, see :func:`effkern.blockdrop.credit_of`.
     """
 
     def __init__(
@@ -200,10 +202,12 @@ class JointTraining(_OnPolicy):
         overhead: float = 0.0,
         beta: float = 0.0,
         criterion: Criterion | None = None,
+        credit: Credit = "answer",
     ) -> None:
         super().__init__(net, gamma, cost, overhead)
         self.policy_lr = policy_lr
-        self.objective = Finetune(gamma, a, pg_weight, bn_stats, *self.prices, beta, criterion or Criterion())
+        judge = criterion or Criterion()
+        self.objective = Finetune(gamma, a, pg_weight, bn_stats, *self.prices, beta, judge, credit)
 
     def parameter_groups(self, recipe: Recipe) -> list[dict[str, Any]]:
         """Both networks, the policy at its own rate."""

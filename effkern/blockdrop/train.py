@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import EntropyForm, leave_one_out, policy_loss, reward
+from effkern.blockdrop.loss import Credit, EntropyForm, credit_of, leave_one_out, policy_loss, reward
 from effkern.blockdrop.network import BlockDropNet, eval_mode
 from effkern.blockdrop.policy import bound, greedy, sample, wide
 from effkern.nn.residual import set_bn_over
@@ -79,6 +79,7 @@ class PolicyGradient(_Drawing):
         samples: draws an image. One is held against the greedy decision; several against each other
             (:func:`effkern.blockdrop.leave_one_out`), without a greedy pass.
         cache: keeps what the forced blocks give, for the epochs in which they stay the same.
+        credit: see :func:`effkern.blockdrop.credit_of`.
         generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
@@ -92,6 +93,7 @@ class PolicyGradient(_Drawing):
     entropy_form: EntropyForm = "bernoulli"
     samples: int = 1
     cache: RowCache | None = None
+    credit: Credit = "answer"
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -121,7 +123,7 @@ class PolicyGradient(_Drawing):
         with eval_mode(self.backbone):
             scores = _scores(self.backbone, x, keeps, forced, self.cache, rows)
         gains = [
-            reward(score.argmax(1) == y, keep, self.gamma, self.cost, self.overhead)
+            reward(credit_of(score, y, self.credit), keep, self.gamma, self.cost, self.overhead)
             for score, keep in zip(scores, keeps, strict=True)
         ]
         drawn = keeps[: self.samples]
@@ -154,6 +156,7 @@ class Finetune(_Drawing):
         cost, overhead: see :func:`effkern.blockdrop.reward`.
         beta: weight of the entropy; published without.
         criterion: what the scores of the drawn path are held against; default: the labels.
+        credit: see :func:`effkern.blockdrop.credit_of`.
         generator, rewards, usages: source of the draws, and their mean reward and share of blocks, an entry a step.
     """
 
@@ -165,6 +168,7 @@ class Finetune(_Drawing):
     overhead: Tensor | float = 0.0
     beta: float = 0.0
     criterion: Criterion = field(default_factory=Criterion)
+    credit: Credit = "answer"
 
     def __post_init__(self) -> None:
         if self.bn_stats not in ("active", "all", "frozen"):
@@ -195,7 +199,7 @@ class Finetune(_Drawing):
         return self.criterion(scores, x, y) + self.pg_weight * gradient
 
     def _reward(self, scores: Tensor, y: Tensor, keep: Tensor) -> Tensor:
-        return reward(scores.argmax(1) == y, keep, self.gamma, self.cost, self.overhead)
+        return reward(credit_of(scores, y, self.credit), keep, self.gamma, self.cost, self.overhead)
 
 
 @dataclass(frozen=True)

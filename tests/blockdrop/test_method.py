@@ -152,15 +152,18 @@ def test_reward_of_an_evaluation_by_hand():
 
 def test_options_reach_the_losses():
     cost = torch.arange(1.0, 6)
-    phase_a = PolicyTraining(both(), 2.0, 0.7, 0.3, "published", 3, cost=cost, overhead=6.0).gradient
+    phase_a = PolicyTraining(
+        both(), 2.0, 0.7, 0.3, "published", 3, cost=cost, overhead=6.0, credit="probability"
+    ).gradient
     assert (phase_a.gamma, phase_a.a, phase_a.beta) == (2.0, 0.7, 0.3)
     assert (phase_a.entropy_form, phase_a.samples) == ("published", 3)
     judge = Criterion(0.1)
-    phase_b = JointTraining(both(), 2.0, 0.7, 3.0, "all", cost=cost, overhead=6.0, beta=0.4, criterion=judge).objective
+    options = {"cost": cost, "overhead": 6.0, "beta": 0.4, "criterion": judge, "credit": "probability"}
+    phase_b = JointTraining(both(), 2.0, 0.7, 3.0, "all", **options).objective
     assert phase_b.beta == 0.4 and phase_b.criterion is judge
     assert (phase_b.gamma, phase_b.a, phase_b.pg_weight, phase_b.bn_stats) == (2.0, 0.7, 3.0, "all")
     for loss in (phase_a, phase_b):
-        assert torch.equal(loss.cost, cost) and float(loss.overhead) == 6
+        assert torch.equal(loss.cost, cost) and float(loss.overhead) == 6 and loss.credit == "probability"
 
 
 def test_passes_without_gradient_run_the_skip_ops(monkeypatch):

@@ -11,6 +11,7 @@ from torch import Tensor
 from effkern.blockdrop import (
     PolicyNet,
     bound,
+    credit_of,
     entropy,
     greedy,
     leave_one_out,
@@ -32,6 +33,23 @@ def test_reward_table(dtype):
     assert torch.equal(reward(correct, keep, gamma=5), want)
     assert torch.equal(reward(correct, keep.bool(), gamma=5), want)
     assert torch.equal(reward(torch.tensor([1, 0]).to(dtype), torch.tensor([[1], [0]])), torch.tensor([0.0, -1.0]))
+
+
+def test_reward_of_a_probability_is_the_mean_over_answers_drawn_with_it():
+    scores = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    y, keep = torch.tensor([0, 1, 2, 0, 1, 2]), torch.rand(6, 4) < 0.5
+    p = credit_of(scores, y, "probability")
+    torch.testing.assert_close(p, scores.exp()[torch.arange(6), y] / scores.exp().sum(1))
+    drawn = torch.stack([reward(torch.full((6,), c) == y, keep, gamma=3) for c in range(3)], 1)
+    torch.testing.assert_close(reward(p, keep, gamma=3), (scores.softmax(1) * drawn).sum(1))
+    right = credit_of(scores, y)
+    assert right.dtype == torch.bool and torch.equal(right, scores.argmax(1) == y)
+    assert torch.equal(reward(right.float(), keep, gamma=3), reward(right, keep, gamma=3))
+    assert torch.equal(
+        credit_of(scores.bfloat16(), y, "probability"), credit_of(scores.bfloat16().float(), y, "probability")
+    )
+    with pytest.raises(ValueError, match="credit must be 'answer' or 'probability', got 'top5'"):
+        credit_of(scores, y, "top5")
 
 
 def test_reward_by_cost():

@@ -176,6 +176,27 @@ def test_phase_b_with_entropy_and_a_teacher_by_hand():
     torch.testing.assert_close(given(joint, x, y, uniform), want)
 
 
+def test_both_phases_by_hand_with_probabilities_for_answers():
+    net, agent, (x, y) = backbone().eval(), policy().eval(), batch(32)
+    s, p = chances(agent, x, 0.7)
+
+    def gain(keep):
+        right = net(x, keep).softmax(1).gather(1, y[:, None])[:, 0]
+        return (right * (1 - keep.float().mean(1) ** 2) - 2 * (1 - right)).detach()
+
+    def gradient(keep, advantage):
+        return -(advantage * (keep * p.log() + (~keep) * (1 - p).log()).sum(1)).mean()
+
+    uniform = torch.rand(32, 2, K)
+    one, two = (uniform < p.unsqueeze(1)).unbind(1)
+    want = (gradient(one, gain(one) - gain(two)) + gradient(two, gain(two) - gain(one))) / 2
+    loss = PolicyGradient(net, 2.0, 0.7, beta=0.0, samples=2, credit="probability")
+    torch.testing.assert_close(loss(agent, x, y, uniform), want)
+    want = torch.nn.functional.cross_entropy(net(x, one), y) + gradient(one, gain(one) - gain(s > 0.5))
+    loss = Finetune(2.0, 0.7, credit="probability")
+    torch.testing.assert_close(loss(BlockDropNet(net, agent).eval(), x, y, uniform[:, 0]), want)
+
+
 @pytest.mark.parametrize("phase", ["policy", "joint"])
 def test_a_draw_and_its_log_probability_are_of_the_same_numbers(phase):
     """Logits that autocast made 16-bit ones are rounded once, and nothing behind them is."""

@@ -18,7 +18,7 @@ from effkern.blockdrop import (
     block_costs,
     load_first_blocks,
 )
-from effkern.blockdrop.loss import EntropyForm
+from effkern.blockdrop.loss import Credit, EntropyForm
 from effkern.blockdrop.train import BnStats
 from effkern.data import Dataset
 from effkern.nn import skip_form
@@ -114,6 +114,7 @@ class PolicyConfig:
     ramp: float = 0.0
     cost: Cost = "blocks"
     overhead: bool = False
+    credit: Credit = "answer"
 
     def __post_init__(self) -> None:
         check(
@@ -146,6 +147,7 @@ class JointConfig:
     beta: float = 0.0
     cost: Cost = "blocks"
     overhead: bool = False
+    credit: Credit = "answer"
 
     def __post_init__(self) -> None:
         check(
@@ -249,6 +251,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             cost,
             config.run.cache_gb * 1e9,
             overhead,
+            chosen.credit,
         )
 
     def joint() -> Method:
@@ -267,6 +270,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             *prices(both, chosen),
             chosen.beta,
             criterion(),
+            chosen.credit,
         )
 
     before = ("network", "base", "teacher")
