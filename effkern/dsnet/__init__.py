@@ -8,7 +8,7 @@ from effkern.dsnet.budget import meet_budget
 from effkern.dsnet.calibrate import all_ways, calibrate, uncalibrated
 from effkern.dsnet.cost import AtWidth, mac_table
 from effkern.dsnet.extract import extract
-from effkern.dsnet.gate_loss import GateCrossEntropy, gumbel_noise, gumbel_softmax, sgs_targets
+from effkern.dsnet.gate_loss import GateCrossEntropy, expected_right, gumbel_noise, gumbel_softmax, sgs_targets
 from effkern.dsnet.gating import GateTraining
 from effkern.dsnet.method import SupernetTraining, soft_cross_entropy
 from effkern.dsnet.route import Dynamic, Routed, expected_cost, route_costs
@@ -28,6 +28,7 @@ __all__ = [
     "calibrate",
     "evaluate_routing",
     "expected_cost",
+    "expected_right",
     "extract",
     "gumbel_noise",
     "gumbel_softmax",

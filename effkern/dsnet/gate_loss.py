@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["GateCrossEntropy", "SgsForm", "Targets", "gumbel_noise", "gumbel_softmax", "sgs_targets"]
+__all__ = ["GateCrossEntropy", "SgsForm", "Targets", "expected_right", "gumbel_noise", "gumbel_softmax", "sgs_targets"]
 
-SgsForm = Literal["balanced", "logits", "published", "none"]
+SgsForm = Literal["balanced", "logits", "published", "expected", "none"]
 Targets = Literal["ends", "cheapest"]
 Hopeless = Literal["widest", "slimmest"]
 
@@ -55,6 +55,25 @@ def sgs_targets(right: Tensor, hopeless: Hopeless = "widest", targets: Targets =
         return wide.long() * last
     first = right.long().argmax(1)
     return torch.where(right.any(1), first, last if hopeless == "widest" else 0)
+
+
+def expected_right(logits: Tensor, right: Tensor, entropy: float = 0.0) -> Tensor:
+    """Share of right answers if every sample drew its choice from ``p = softmax(logits)``, a scalar.
+
+    ``mean_n sum_g p_ng right_ng``: what Gumbel's draws estimate of the task, exactly, as every choice's answer is
+    looked at. It needs no targets: a choice is worth what it answers rightly beyond the others, images that all or none
+    are right on have no say, and a price on multiply-adds decides among the rest.
+
+    Args:
+        logits: z, ``[N, G]``.
+        right: ``[N, G]`` bool, or a share where a choice stands for several ways.
+        entropy: weight of the mean entropy of p in nats, added. Without it a gate soon gives all samples one choice,
+            from which the gradient ``p (right - sum p right)`` no longer leads away; with it the best logits are what
+            each choice is worth, divided by the weight.
+    """
+    log_p = logits.float().log_softmax(1)
+    p = log_p.exp()
+    return (p * right - entropy * p * log_p).sum(1).mean()
 
 
 class GateCrossEntropy(nn.Module):

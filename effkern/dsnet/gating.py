@@ -14,6 +14,7 @@ from effkern.dsnet.gate_loss import (
     Hopeless,
     SgsForm,
     Targets,
+    expected_right,
     gumbel_noise,
     gumbel_softmax,
     sgs_targets,
@@ -37,13 +38,15 @@ class GateTraining(Method):
     * The task's gradient reaches the gates through straight-through Gumbel choices: channels past a choice are zero and
       batch norm is that of the choice, so the result is the sliced network's. ``task=1`` alone is the Gumbel baseline.
     * SGS (sandwich gate sparsification) is cross-entropy of the noise-free logits towards :func:`sgs_targets`, the mean
-      over the gates; see :class:`GateCrossEntropy` for its forms.
-    * The cost ``C`` is the batch's mean of every sample's own multiply-adds, through the same choices.
+      over the gates; see :class:`GateCrossEntropy` for its forms. ``"expected"`` has no targets: it is minus
+      :func:`expected_right`, every choice of a gate standing for the ways of one width that take it.
+    * The cost ``C`` is the batch's mean of every sample's own multiply-adds, through the same choices; with
+      ``sgs="expected"`` and no task, its mean over all choices.
 
     Args:
         net: see `effkern.dsnet.Routed`; everything but its gates is frozen.
         image: ``(C, H, W)``, for counting.
-        sgs: form of SGS.
+        sgs: form of SGS; ``"expected"``, not of the paper, runs every width behind the gates and wants a cost.
         targets: see :func:`sgs_targets`; ``"cheapest"`` costs a forward behind the gates for every width.
         hopeless: see :func:`sgs_targets`.
         task: weight of the task's loss; at 0 the network behind the last gate runs for the labels alone.
@@ -58,6 +61,7 @@ class GateTraining(Method):
         gate_smoothing: of the gates' targets; the released code has 0.1.
         heads: ``"slim"`` trains the slimming heads alone, which leaves every width as it was; ``"both"`` the whole
             gate, attention and all, as published.
+        entropy: of ``sgs="expected"``, see :func:`expected_right`.
         cache: bytes for what the part in front of the first gate, which is frozen, makes of each image, kept for the
             epochs to come; of use where images are not augmented.
     """
@@ -82,6 +86,7 @@ class GateTraining(Method):
         gate_smoothing: float = 0.0,
         heads: Literal["slim", "both"] = "both",
         cache: float = 0.0,
+        entropy: float = 0.05,
     ) -> None:
         super().__init__()
         for name, value, known in (
@@ -95,6 +100,8 @@ class GateTraining(Method):
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}")
         if not tau > 0:
             raise ValueError(f"tau: must be positive, got {tau}")
+        if not entropy >= 0:
+            raise ValueError(f"entropy: must be at least 0, got {entropy}")
         self.net, self.cache = net, RowCache(cache)
         self.costs = route_costs(net, image)
         self.most = float(self.costs.max())
@@ -105,11 +112,12 @@ class GateTraining(Method):
             raise ValueError(f"budget: must be in [{least:.4g}, 1] of the widest way, got {budget}")
         self.sgs, self.targets, self.hopeless, self.task, self.sgs_weight = sgs, targets, hopeless, task, sgs_weight
         self.cost, self.cost_weight, self.budget, self.tau = cost, cost_weight, budget, tau
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self.entropy = label_smoothing, entropy
         net.requires_grad_(False).eval()
         for gate in self.gates:
             (gate if heads == "both" else gate.slim).requires_grad_(True)
-        self.sgs_losses = nn.ModuleList(GateCrossEntropy(len(g.space), sgs, gate_smoothing) for g in self.gates)
+        forms = [] if sgs == "expected" else [GateCrossEntropy(len(g.space), sgs, gate_smoothing) for g in self.gates]
+        self.sgs_losses = nn.ModuleList(forms)
         self.register_buffer("pressure", torch.zeros((), dtype=torch.float64))
         self.routing: Routing | None = None
 
@@ -147,7 +155,9 @@ class GateTraining(Method):
         if right is not None:
             loss = loss + self.sgs_weight * self._sgs(logits, noises, right, at)
         best = [gate.choose(z.detach()) for gate, z in zip(gates, logits, strict=True)]
-        loss = loss + self._cost(drawn, best)
+        # Without draws in the loss the mean cost is exact as well.
+        priced = [z.float().softmax(1) for z in logits] if self.sgs == "expected" and not self.task else drawn
+        loss = loss + self._cost(priced, best)
         at.metrics["macs_left"] = self._spent(best) / self.most
         at.metrics["diversity"] = sum(entropy_of(b, z.size(1)) for b, z in zip(best, logits, strict=True)) / len(gates)
         yield loss
@@ -158,7 +168,7 @@ class GateTraining(Method):
         net = routed(self.net)
         ways = uniform_routes(net)
         looked_at = range(len(ways))
-        if self.targets == "ends":
+        if self.targets == "ends" and self.sgs != "expected":
             looked_at = [0] if self.hopeless == "widest" else sorted({0, len(ways) - 1})  # type: ignore[assignment]
         right = torch.zeros(len(x), len(ways), dtype=torch.bool, device=x.device)
         for p in looked_at:
@@ -167,12 +177,17 @@ class GateTraining(Method):
         return right
 
     def _sgs(self, logits: list[Tensor], noises: list[Tensor], right: Tensor, at: Step) -> Tensor:
-        place = sgs_targets(right, self.hopeless, self.targets)
-        ways = torch.tensor(uniform_routes(routed(self.net)), device=place.device)
-        losses = [
-            loss(z, ways[place, k], noise, self.tau)
-            for k, (loss, z, noise) in enumerate(zip(self.sgs_losses, logits, noises, strict=True))
-        ]
+        ways = torch.tensor(uniform_routes(routed(self.net)), device=right.device)
+        if self.sgs == "expected":
+            taken = [F.one_hot(ways[:, k], z.size(1)).float() for k, z in enumerate(logits)]
+            shares = [right.float() @ taking / taking.sum(0).clamp_min(1) for taking in taken]
+            losses = [-expected_right(z, share, self.entropy) for z, share in zip(logits, shares, strict=True)]
+        else:
+            place = sgs_targets(right, self.hopeless, self.targets)
+            losses = [
+                loss(z, ways[place, k], noise, self.tau)
+                for k, (loss, z, noise) in enumerate(zip(self.sgs_losses, logits, noises, strict=True))
+            ]
         total = torch.stack(losses).mean()
         at.metrics.update(easy=right[:, 0].double().mean(), sgs=total.detach())
         return total

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from effkern.dsnet import GateCrossEntropy, gumbel_noise, gumbel_softmax, sgs_targets
+from effkern.dsnet import GateCrossEntropy, expected_right, gumbel_noise, gumbel_softmax, sgs_targets
 
 
 def test_noise_is_gumbel_and_finite():
@@ -100,6 +100,37 @@ def test_gradients_by_differences(form):
             want[i, j] = (ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
     assert got.abs().max() > 1e-2
+
+
+def test_expected_right_is_the_mean_over_every_choice():
+    z = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    right = torch.tensor([[0, 1, 1], [1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1]]).bool()
+    p = (z.exp() / z.exp().sum(1, keepdim=True)).detach()
+    got = expected_right(z, right)
+    assert got.item() == pytest.approx(
+        sum(float(p[i, j]) for i in range(5) for j in range(3) if right[i, j]) / 5, rel=1e-6
+    )
+    (gradient,) = torch.autograd.grad(got, z)
+    want = p * (right.double() - (p * right).sum(1, keepdim=True)) / 5  # of a softmax, by hand
+    torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-7)
+    assert gradient[1:3].abs().max() < 1e-7  # where all or none are right, no choice is better
+    spread = -(p * p.log()).sum(1).mean()
+    torch.testing.assert_close(expected_right(z, right, 0.25).double(), got + 0.25 * spread, rtol=1e-6, atol=1e-7)
+
+
+def test_with_entropy_the_best_logits_are_what_choices_are_worth():
+    """And without, a gate that gives all samples one choice hears nothing of the others."""
+    right, found = torch.tensor([[0.9, 0.8, 0.3]]), {}
+    for entropy in (0.0, 0.2):
+        z = torch.tensor([[0.0, 6.0, 0.0]], requires_grad=True)
+        optimizer = torch.optim.SGD([z], 3.0)
+        for _ in range(1000):
+            optimizer.zero_grad()
+            (-expected_right(z, right, entropy)).backward()
+            optimizer.step()
+        found[entropy] = z.detach()[0]
+    assert found[0.0].argmax() == 1
+    torch.testing.assert_close(found[0.2] - found[0.2][0], (right[0] - right[0, 0]) / 0.2, rtol=1e-2, atol=1e-2)
 
 
 def test_logits_are_taken_without_noise():

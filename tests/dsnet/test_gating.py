@@ -63,6 +63,24 @@ def test_the_labels_of_two_gates_by_hand(form):
     torch.testing.assert_close(loss, sum(losses) / 2, rtol=1e-5, atol=1e-5)
 
 
+def test_the_expected_answers_of_two_gates_by_hand():
+    """Every choice of a gate stands for the even ways that take it: two of the first gate's choices share three."""
+    (x, y), net = batch(), network("ds_resnet", TWO["ds_resnet"])
+    trained = method(net, sgs="expected", task=0.0, cost="relative", cost_weight=3.0, sgs_weight=2.0, entropy=0.3)
+    (loss,) = trained.losses(x, y, AT)
+    _, first, _, choice = parts(net, x)
+    at = configuration(net, 1, _weights(choice, (0, 2)), 0)
+    a = net.gates[0].decide(net.segment(0, x, 0), 0)[0]
+    _, second = net.gates[1].decide(net.segment(1, a, at, 0), at)
+    slim, middle, wide = (net.along(x, way).argmax(1) == y for way in ((0, 0), (0, 1), (2, 2)))
+    p, q = first.softmax(1), second.softmax(1)
+    one = (p[:, 0] * (slim.float() + middle.float()) / 2 + p[:, 1] * wide).mean()
+    two = (q[:, 0] * slim + q[:, 1] * middle + q[:, 2] * wide).mean()
+    spread = sum(-(s * s.log()).sum(1).mean() for s in (p, q))
+    cost = 3 * (expected_cost(trained.costs, [p, q]).mean() / trained.most) ** 2  # of probabilities: nothing is drawn
+    torch.testing.assert_close(loss.double(), -2 * (one + two + 0.3 * spread) / 2 + cost, rtol=1e-5, atol=1e-6)
+
+
 def test_the_gradient_of_choices_has_their_temperature():
     x, y = batch()
     trained = method(sgs="none", task=0.0, cost="relative", tau=0.3)
@@ -151,6 +169,9 @@ def test_only_the_widths_the_labels_need_are_run(targets, hopeless, monkeypatch)
     list(trained.losses(x, y, AT))
     want = [[0], [1], [2]] if targets == "cheapest" else ([[0]] if hopeless == "widest" else [[0], [2]])
     assert seen == want
+    seen.clear()
+    list(method(sgs="expected", targets=targets, hopeless=hopeless, task=0.0).losses(x, y, AT))
+    assert seen == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +183,7 @@ def test_only_the_widths_the_labels_need_are_run(targets, hopeless, monkeypatch)
         ({"cost": "flops"}, "cost: must be one of budget"),
         ({"heads": "attention"}, "heads: must be one of slim"),
         ({"tau": 0}, "tau: must be positive"),
+        ({"entropy": -1}, "entropy: must be at least 0"),
         ({"cost": "budget"}, "budget: must be given"),
         ({"budget": 1.5}, r"budget: must be in \["),
         ({"budget": 0.01}, r"budget: must be in \["),

@@ -82,6 +82,7 @@ class GateConfig:
     tau: float = 1.0
     gate_smoothing: float = 0.0
     heads: Literal["slim", "both"] = "both"
+    entropy: float = 0.05
     seen: float | None = None
 
     def __post_init__(self) -> None:
@@ -91,6 +92,7 @@ class GateConfig:
             sgs_weight=(self.sgs_weight >= 0, "at least 0"),
             cost_weight=(self.cost_weight >= 0, "at least 0"),
             tau=(self.tau > 0, "positive"),
+            entropy=(self.entropy >= 0, "at least 0"),
             gate_smoothing=(0 <= self.gate_smoothing <= 1, "in [0, 1]"),
             seen=(self.seen is None or 0 <= self.seen <= 1, "in [0, 1]"),
         )
@@ -166,6 +168,7 @@ def phases(config: Config, data: Dataset, outcome: Callable[[str], Mapping[str, 
             gating.gate_smoothing,
             gating.heads,
             config.run.cache_gb * 1e9,
+            gating.entropy,
         )
 
     def finish_gate(method: Method) -> None:
