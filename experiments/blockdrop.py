@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -20,7 +20,7 @@ from effkern.blockdrop import (
     PolicyNet,
     PolicyTraining,
     Usage,
-    best_static,
+    best_statics,
     easiest_and_hardest,
     evaluate,
     first_blocks,
@@ -36,7 +36,7 @@ from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
 from effkern.recipes.blockdrop import Config
 from effkern.report.plots import block_usage, curves, who_used_what
-from effkern.training import Step, Timing, count_macs, load_config, load_json, load_weights, measure
+from effkern.training import Step, Timing, count_macs, load_config, load_json, load_weights, measure, save_weights
 from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
 
 GAMMAS = (5.0, 2.0, 1.0, 7.0, 8.0, 10.0)
@@ -45,8 +45,40 @@ TAUGHT = (4.0,)  # penalties of taught.toml, the first one's base and policy for
 LONGER = (3.0, 2.0, 4.0)  # penalties of longer.toml, the first one's base and policy for all
 # Penalties with which the first of those goes on: passes, rate of the policy.
 FURTHER = {2.75: (4, 0.25), 3.0: (4, 0.15), 2.5: (5, 0.5)}
-AT = 2.75
-CHOSEN = f"further-{AT:g}"  # run that is looked at in detail, and measured
+HOT = ("teacher.temperature=4.0", "teacher.weight=0.9")
+_SOFT = ("joint.credit=probability",)
+_SECOND = (*HOT, "joint.beta=0.02", "joint.train.lr=1e-3")
+_KEPT = (*HOT, "joint.gamma=5.0", "joint.policy_lr=0.0", "joint.a=1.0")  # the policy stays as it is
+_SGD = ("joint.train.optimizer=sgd", "joint.train.weight_decay=5e-4")
+#: Joint phases of longer_taught.toml in three rounds: what each goes on from (the credit of a policy that was trained
+#: alone, or a run of the round before), passes, and what it is given.
+RELAY: dict[str, tuple[str, int, tuple[str, ...]]] = {
+    "1.1": ("answer", 22, ("joint.gamma=8.0", "joint.train.weight_decay=0.05")),
+    "1.2": ("answer", 22, ("joint.gamma=8.0",)),
+    "1.3": ("answer", 22, ("joint.gamma=5.0",)),
+    "1.4": ("probability", 22, (*_SOFT, "joint.gamma=8.0", "joint.beta=0.01")),
+    "1.5": ("probability", 22, (*_SOFT, "joint.gamma=4.0", "joint.beta=0.01")),
+    "1.6": ("probability", 22, (*_SOFT, "joint.gamma=12.0", "joint.beta=0.02", "joint.a=0.9")),
+    "1.7": ("probability", 22, (*_SOFT, "joint.gamma=4.0", "joint.beta=0.05", "joint.policy_lr=0.03")),
+    "1.8": ("probability", 22, (*_SOFT, "joint.gamma=8.0", "joint.beta=0.01", *HOT)),
+    "2.1": ("1.8", 50, (*_SECOND, *_SOFT, "joint.gamma=4.0")),
+    "2.2": ("1.8", 50, (*_SECOND, *_SOFT, "joint.gamma=3.0")),
+    "2.3": ("1.8", 50, (*_SECOND, *_SOFT, "joint.gamma=2.0")),
+    "2.4": ("1.8", 50, (*_SECOND, *_SOFT, "joint.gamma=1.3")),
+    "2.5": ("1.8", 50, (*_SECOND, *_SOFT, "joint.gamma=2.5", "joint.beta=0.08", "joint.policy_lr=0.2")),
+    "2.6": ("1.8", 50, (*_SECOND, "joint.gamma=5.0")),
+    "3.1": ("2.6", 36, (*HOT, "joint.gamma=5.0", "joint.beta=0.02", "joint.train.lr=5e-4", "joint.train.warmup=0.0")),
+    "3.2": ("2.6", 36, (*HOT, "joint.gamma=7.0", "joint.beta=0.02", "joint.train.lr=1e-3")),
+    "3.3": ("2.6", 36, (*_KEPT, *_SGD, "joint.train.lr=0.03")),
+    "3.4": ("2.6", 36, (*_KEPT, "joint.train.lr=5e-4", "joint.train.warmup=0.0")),
+    "3.5": ("2.6", 36, (*_KEPT, *_SGD, "joint.train.lr=0.01", "joint.train.warmup=0.0")),
+}
+CREDITS = {"answer": [], "probability": ["policy.credit=probability", "policy.beta=0.1"]}
+CHOSEN = "3.5"  # of the last round, the best on held-out images
+#: Policies that see the image at half its size, trained alone in front of that run's network: passes, weight of the
+#: entropy, by penalty.
+SMALL = {5.0: (7, 0.02), 9.0: (5, 0.03)}
+AT = 9.0  # penalty of the one that is looked at in detail, and measured
 BATCHES = (1, 8, 64, 256)
 LARGE_BATCHES = (1, 8, 32)
 USAGES = (1.0, 0.75, 0.5, 0.3)
@@ -66,18 +98,33 @@ STARTED_TEXT = (
 MIXTURE = "best static, mixed"
 #: What the experiment is to reach: points under the dense network, and share of its blocks.
 MOST_LOST, MOST_USED = 1.0, 0.7
+BEYOND = 0.5, 0.6  # likewise, wished for
 #: Likewise of time: how far its share may lie above that of multiply-adds, at which batch.
 MOST_LATE, TIMED = 0.05, 64
-OUTLOOK = (
-    "Likely to help, neither tried: the longer recipe at penalties above 4, which keep more than its 7 blocks, and a "
-    "teacher in it."
-)
 TINY = "network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2}"
 #: Pieces of results.json that no call makes again: another recipe, kept for comparison.
 EARLIER = "earlier recipe, gamma "
 LONG = "longer recipe, gamma "
 LEARNED = "taught, gamma "
 ON = "taught further, gamma "
+RELAYED = "relay, run "
+ALONE = "relay, policy alone by "
+HALF = "half-size policy, gamma "
+HALF_TEXT = (
+    "A smaller policy, which sees the image at half its size (`policy.pool`) and takes a quarter of the multiply-adds, "
+    "trained alone on two cores in front of the network of run {run}, which stays as it is:\n\n"
+)
+RELAY_TEXT = (
+    "A relay (`longer_taught.toml`) of joint phases from the longer recipe's base ({top1:.2f} %): three rounds on one "
+    "H100, each from a run of the round before, with a dense network of {teacher:.2f} % as the teacher (a repetition "
+    "of the one above, whose weights were not kept, cut short by its seconds). Before the first round the policy was "
+    "trained alone, {alone}. In the last round, runs 3 to 5 leave the policy as it is and train the network on its "
+    "decisions, which is worth 0.1 to 0.3 points. Which runs to go on from was chosen with a look at all of this "
+    "table; of the last round the one is taken that is best on held-out images. Every run ended when its seconds were "
+    "spent, with the schedule played to its end: 21 to 23, 47 to 54 and 35 to 36 passes. Over static: points over the "
+    "best static mixture of as many blocks on the run's own network, chosen on all held-out images:\n\n"
+)
+CREDIT_TEXT = "by {} ({:.2f} % with {:.2f} blocks, {:.0f} decisions)"
 TAUGHT_TEXT = (
     "With the dense network as a teacher (`taught.toml`): base and joint phase learn its answers besides the labels, "
     "which the published method does not. Trained on two cores, the networks in bfloat16. The teacher here has "
@@ -128,6 +175,20 @@ def pieces(quick: bool) -> list[Piece]:
         for gamma in some:
             settings = [f"joint.gamma={gamma}", *(going_on(gamma) if begin == ON else []), *add]
             result.append(Piece(f"{begin}{gamma:g}", settings, partial(train, gamma=gamma, settings=settings)))
+    wanted = _chain(CHOSEN) if quick else list(RELAY)
+    for credit, own in CREDITS.items():
+        settings = [*own, "joint.train.epochs=0.03", *add]
+        make = partial(train_alone, credit=credit, settings=settings)
+        result.append(Piece(f"{ALONE}{credit}", settings, make))
+    for name in wanted:
+        after, passes, given = RELAY[name]
+        settings = [f"joint.train.epochs={passes}", *given, *add]
+        result.append(
+            Piece(f"{RELAYED}{name}", settings, partial(train_relay, name=name, after=after, settings=settings))
+        )
+    for gamma in (AT,) if quick else SMALL:
+        settings = [*_small(gamma), *add]
+        result.append(Piece(f"{HALF}{gamma:g}", settings, partial(train_small, gamma=gamma, settings=settings)))
     result.append(Piece("analysis", add, partial(analyse, settings=add)))
     for kind in STATISTICS:
         settings = [*add, "joint.gamma=2.0", "joint.train.optimizer=adam", "joint.train.weight_decay=0.0"]
@@ -195,6 +256,59 @@ def train_further(context: Context, before: Mapping[str, Any], gamma: float, set
     return _train(context, f"further-{gamma:g}", f"further-{gamma:g}", "taught", own)
 
 
+def _first(name: str) -> str:
+    """Credit of the policy that a run of the relay began with."""
+    return RELAY[_chain(name)[0]][0]
+
+
+def _chain(name: str) -> list[str]:
+    """A run of the relay and those it goes on from, the first one first."""
+    return [*_chain(RELAY[name][0]), name] if name in RELAY else []
+
+
+def train_alone(context: Context, before: Mapping[str, Any], credit: str, settings: list[str]) -> dict[str, Any]:
+    """The longer recipe's base and the policy alone, by one kind of credit; the joint phase is none."""
+    init = [f"network.init={context.weights}", f"policy.weights={context.weights}"] if context.weights else []
+    first = f"alone-{next(iter(CREDITS))}"
+    key = f"alone-{credit}"
+    shared = [] if key == first else ["base"]
+    phases = context.train(key, "blockdrop", "longer", [*settings, *init], first, shared)["phases"]
+    return {name: {"seconds": phases[name]["seconds"], **phases[name]["test"]} for name in ("base", "policy")}
+
+
+def train_relay(
+    context: Context, before: Mapping[str, Any], name: str, after: str, settings: list[str]
+) -> dict[str, Any]:
+    """A joint phase that goes on from another, or from a policy that was trained alone."""
+    source = f"relay-{after}/joint" if after in RELAY else f"alone-{after}/policy"
+    own = [*with_teacher(context, settings), f"joint.init={context.runs / source / 'final.safetensors'}"]
+    found = load_json(context.runs / "dense" / "result.json")
+    key = f"relay-{name}"
+    trained = _train(context, key, key, "longer_taught", own)
+    net, data = load(context, settings, name)[0], context.data
+    usage = usage_of(net, context)
+    held_out = evaluate(net.backbone, net.policy, data.batches(data.val, 250)).top1
+    static = against_static(net.backbone, usage, list(data.batches(data.val, 250)), data.batches(data.test, 250))
+    teacher = {"top1": found["phases"]["train"]["test"]["top1"]}
+    return {**trained, "teacher": teacher, "held_out": held_out, "static": static}
+
+
+def _small(gamma: float) -> list[str]:
+    passes, beta = SMALL[gamma]
+    alone = (f"gamma={gamma}", f"beta={beta}", f"train.epochs={passes}", "train.batch_size=256", "train.lr=2e-3")
+    return ["policy.pool=2", *(f"policy.{one}" for one in alone), "joint.train.epochs=0.02", "joint.train.lr=1e-6"]
+
+
+def train_small(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
+    """A policy of its own in front of the chosen network; the joint phase is none."""
+    key, source = f"small-{gamma:g}", context.runs / f"relay-{CHOSEN}" / "joint" / "final.safetensors"
+    weights = {n.removeprefix("backbone."): t for n, t in load_weights(source).items() if n.startswith("backbone.")}
+    save_weights(context.runs / f"{key}.safetensors", weights)
+    own = [*with_teacher(context, settings), f"network.init={context.runs / f'{key}.safetensors'}"]
+    phases = context.train(key, "blockdrop", "longer_taught", own)["phases"]
+    return {"policy": {**phases["policy"]["test"], "seconds": phases["policy"]["seconds"]}}
+
+
 def with_teacher(context: Context, settings: Sequence[str]) -> list[str]:
     """As `with_dense`, and the dense network teaches."""
     dense = context.runs / "dense" / "train" / "final.safetensors"
@@ -245,9 +359,10 @@ def train_course(
 # --- networks as trained ---
 
 
-def load(context: Context, settings: Sequence[str]) -> tuple[BlockDropNet, ResNet]:
-    """The taught network in its skipping form, and the dense one."""
-    config = load_config(Config, context.config("taught"), list(settings))
+def load(context: Context, settings: Sequence[str], run: str = "") -> tuple[BlockDropNet, ResNet]:
+    """The network of a run of the relay, or the one with the small policy, in its skipping form; and the dense one."""
+    key, phase, own = (f"relay-{run}", "joint", []) if run else (f"small-{AT:g}", "policy", _small(AT))
+    config = load_config(Config, context.config("longer_taught"), [*own, *settings])
     shape = {"in_channels": context.data.train.images.shape[1], "num_classes": len(context.data.classes)}
     dense = cast(ResNet, create_model(config.network.name, **shape, **config.network.options))
     dense.load_state_dict(load_weights(context.runs / "dense" / "train" / "final.safetensors"))
@@ -257,7 +372,7 @@ def load(context: Context, settings: Sequence[str]) -> tuple[BlockDropNet, ResNe
         dense.num_blocks, channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
     )
     net = BlockDropNet(skip_form(backbone), skip_form(policy))
-    net.load_state_dict(load_weights(context.runs / CHOSEN / "joint" / "final.safetensors"))
+    net.load_state_dict(load_weights(context.runs / key / phase / "final.safetensors"))
     return net.to(memory_format=torch.channels_last), dense.to(memory_format=torch.channels_last).eval()  # type: ignore[return-value]
 
 
@@ -284,36 +399,48 @@ def macs_of(net: BlockDropNet, dense: ResNet, usage: Usage, size: Sequence[int])
 # --- analysis ---
 
 
+def against_static(
+    net: nn.Module, usage: Usage, held_out: Sequence[tuple[Tensor, Tensor]], test: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, Any]:
+    """Accuracy of the best static decisions with as many blocks as a policy uses, rounded down and up and mixed."""
+    count, most_used = len(usage.by_block), torch.tensor(usage.by_block).argsort(descending=True, stable=True)
+    low, high = math.floor(usage.blocks), math.ceil(usage.blocks)
+    popular = [torch.zeros(count, dtype=torch.bool).index_fill(0, most_used[:blocks], True) for blocks in (low, high)]
+    shown = list(test)
+    found = best_statics(net, held_out, (low, high), popular)
+    ends = {blocks: evaluate(net, fixed_policy(keep), shown).top1 for blocks, keep in found.items()}
+    mixed = ends[high] + (high - usage.blocks) * (ends[low] - ends[high])
+    return {"down": ends[low], "up": ends[high], "mixed": mixed}
+
+
 def analyse(context: Context, before: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
     """The chosen policy against decisions that do not look at the image, on its own network and on its base."""
     net, dense = load(context, settings)
     usage = usage_of(net, context)
     base = skip_form(dense).to(memory_format=torch.channels_last)
-    trained = load_weights(context.runs / f"taught-{TAUGHT[0]:g}" / "policy" / "final.safetensors")
+    trained = load_weights(context.runs / f"alone-{_first(CHOSEN)}" / "policy" / "final.safetensors")
     base.load_state_dict({n.removeprefix("backbone."): t for n, t in trained.items() if n.startswith("backbone.")})
-    held_out = list(context.data.batches(context.data.val[:1000], 250))
-    most_used = torch.tensor(usage.by_block).argsort(descending=True, stable=True)
-
-    def popular(blocks: int) -> Tensor:
-        return torch.zeros(dense.num_blocks, dtype=torch.bool).index_fill(0, most_used[:blocks], True)
-
-    low, high = math.floor(usage.blocks), math.ceil(usage.blocks)
+    data, low, high = context.data, math.floor(usage.blocks), math.ceil(usage.blocks)
     rows = []
-    for where, network in (("the policy's network", net.backbone), ("its base", base)):
-        below, static = (best_static(network, held_out, count, [popular(count)]) for count in (low, high))
+    for where, network, images in (
+        ("the policy's network", net.backbone, data.val),
+        ("its base", base, data.val[:1000]),
+    ):
+        static = against_static(network, usage, list(data.batches(images, 250)), data.batches(data.test, 250))
         rules: dict[str, Callable[[Tensor], Tensor]] = {
             "random": random_policy(dense.num_blocks, usage.blocks, torch.Generator().manual_seed(0)),
             "first blocks": fixed_policy(first_blocks(dense.num_blocks, usage.blocks)),
-            "best static": fixed_policy(static),
-            "best static, rounded down": fixed_policy(below),
             "all blocks": fixed_policy(torch.ones(dense.num_blocks, dtype=torch.bool)),
         }
         for name, rule in rules.items():
-            found = evaluate(network, rule, context.data.batches(context.data.test, 250))
+            found = evaluate(network, rule, data.batches(data.test, 250))
             rows.append({"rule": name, "network": where, "top1": found.top1, "blocks": found.blocks})
-        ends = [row["top1"] for row in rows if row["network"] == where and row["rule"].startswith("best static")]
-        mixed = ends[1] + (usage.blocks - low) * (ends[0] - ends[1])
-        rows.append({"rule": MIXTURE, "network": where, "top1": mixed, "blocks": usage.blocks})
+        for name, kind, blocks in (
+            ("best static", "up", high),
+            ("best static, rounded down", "down", low),
+            (MIXTURE, "mixed", usage.blocks),
+        ):
+            rows.append({"rule": name, "network": where, "top1": static[kind], "blocks": blocks})
     easy, hard = easiest_and_hardest(usage, 6)
     shown = torch.cat([easy, hard.flip(0)])
     x = context.data.normalize(context.data.test[shown].images)
@@ -502,7 +629,12 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         parts += _target_part(made, gammas, results["pieces"])
         points = [[row[2], row[1]] for row in rows]
         series = {"policy": sorted(points)}
+        if small := _of_kind(made, HALF):
+            series["policy, half-size"] = sorted(
+                [one["policy"]["blocks"], one["policy"]["top1"]] for one in small.values()
+            )
         for begin, name in (
+            (RELAYED, "policy, relay"),
             (LEARNED, "policy, taught"),
             (ON, "policy, taught further"),
             (LONG, "policy, longer"),
@@ -521,8 +653,9 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     if "analysis" in made:
         found = made["analysis"]
         parts.append(
-            f"From here on the network taught further, with gamma {AT:g}. Its policy is right on "
-            f"{found['top1']:.2f} % ({found['top1'] - made['dense']['top1']:+.2f} points against the dense network). "
+            f"From here on the network of run {CHOSEN} with the smaller policy at gamma {AT:g}. It is "
+            f"right on {found['top1']:.2f} % ({found['top1'] - made['dense']['top1']:+.2f} points against the dense "
+            "network). "
             f"It runs {found['blocks_used']:.2f} ± {found['blocks_deviation']:.2f} of {found['of_blocks']} blocks, "
             f"{found['unique_policies']} different decisions on the test images, {100 * found['macs']['left']:.1f} % "
             "of the multiply-adds (without the policy network: "
@@ -625,21 +758,16 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
     if "analysis" in made:
         dense, blocks = made["dense"]["top1"], made["analysis"]["of_blocks"]
         runs = {f"gamma {gamma}": one["joint"] for gamma, one in gammas.items()}
-        for begin in (LEARNED, ON, LONG, EARLIER):
+        runs |= {f"{HALF}{gamma}": one["policy"] for gamma, one in _of_kind(made, HALF).items()}
+        for begin in (RELAYED, LEARNED, ON, LONG, EARLIER):
             runs |= {f"{begin}{gamma}": one["joint"] for gamma, one in _of_kind(made, begin).items()}
         ends = [(name, dense - one["top1"], one["blocks"] / blocks) for name, one in runs.items()]
-        near = [
-            min((end for end in ends if end[1] <= MOST_LOST), key=lambda end: end[2], default=None),
-            min((end for end in ends if end[2] <= MOST_USED), key=lambda end: end[1], default=None),
-        ]
-        said = [
-            f"{name} ends {lost:.2f} points under it with {100 * used:.1f} %" for name, lost, used in filter(None, near)
-        ]
+        said = _nearest(ends, MOST_LOST, MOST_USED)
         met = any(lost <= MOST_LOST and used <= MOST_USED for _, lost, used in ends)
         parts.append(
             f"Asked for: at most {MOST_LOST:.1f} point under the dense network with at most {100 * MOST_USED:.0f} % of "
             f"its {blocks} blocks. **{'Reached' if met else 'Missed'}**; nearest, of all recipes on this page: "
-            f"{'; '.join(said)}. {'' if met else OUTLOOK}"
+            f"{'; '.join(said)}. " + _beyond(ends)
         )
         teacher = next((one["teacher"]["top1"] for one in _of_kind(made, LEARNED).values()), None)
         taught = [
@@ -664,6 +792,7 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
             f"the schedule played to its end: {'; '.join(lengths)}. So a repetition takes other steps and gives other "
             "numbers; `config.toml` names the passes that were done. Base and policy are shared."
         )
+    parts += _relay_part(made)
     for begin, text in ((LEARNED, TAUGHT_TEXT), (ON, FURTHER_TEXT), (LONG, LONGER_TEXT), (EARLIER, EARLIER_TEXT)):
         if found := _of_kind(made, begin):
             rows = [
@@ -679,6 +808,80 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
             ]
             heads = ["gamma", "top-1 %", "points under dense", "blocks", "policies", "joint steps"]
             parts.append(text.format(**next(iter(found.values()))) + table(heads, rows))
+    return parts
+
+
+def _nearest(ends: Sequence[tuple[str, float, float]], most_lost: float, most_used: float) -> list[str]:
+    """What uses the fewest blocks of those that lost little enough, and lost least of those that use few enough."""
+    near = [
+        min((end for end in ends if end[1] <= most_lost), key=lambda end: end[2], default=None),
+        min((end for end in ends if end[2] <= most_used), key=lambda end: end[1], default=None),
+    ]
+    told = [
+        f"{name} ends {lost:.2f} points under it with {100 * used:.1f} %" for name, lost, used in filter(None, near)
+    ]
+    return list(dict.fromkeys(told))
+
+
+def _beyond(ends: Sequence[tuple[str, float, float]]) -> str:
+    lost, used = BEYOND
+    met = any(end[1] <= lost and end[2] <= used for end in ends)
+    return (
+        f"Wished for beyond: at most {lost} points under it with at most {100 * used:.0f} %; "
+        f"{'reached' if met else 'missed'}; nearest: {'; '.join(_nearest(ends, lost, used))}."
+    )
+
+
+def _relay_part(made: Mapping[str, Any]) -> list[str]:
+    """Every run of the relay, and what static decisions reach on its network."""
+    found = {name: made[f"{RELAYED}{name}"] for name in RELAY if f"{RELAYED}{name}" in made}
+    if not found:
+        return []
+    named = {"answer": "right answers", "probability": "the probability given to the label (`policy.credit`)"}
+    alone = {credit: made[f"{ALONE}{credit}"] for credit in CREDITS if f"{ALONE}{credit}" in made}
+    if not alone:
+        return []
+    said = [
+        CREDIT_TEXT.format(named[credit], *(one["policy"][key] for key in ("top1", "blocks", "patterns")))
+        for credit, one in alone.items()
+    ]
+    rows = []
+    for name, one in found.items():
+        after, _, own = RELAY[name]
+        joint = one["joint"]
+        rows.append(
+            [
+                name,
+                after,
+                ", ".join(f"{key.rpartition('.')[2]} {value}" for key, _, value in (s.partition("=") for s in own)),
+                joint["top1"],
+                made["dense"]["top1"] - joint["top1"],
+                joint["blocks"],
+                int(joint["patterns"]),
+                one["held_out"],
+                joint["top1"] - one["static"]["mixed"],
+            ]
+        )
+    heads = ["run", "from", "settings", "top-1 %", "points under dense", "blocks", "policies", "held out, %"]
+    text = RELAY_TEXT.format(
+        top1=next(iter(alone.values()))["base"]["top1"],
+        teacher=next(iter(found.values()))["teacher"]["top1"],
+        alone=" or ".join(said),
+    )
+    parts = [text + table([*heads, "over static"], rows)]
+    if small := _of_kind(made, HALF):
+        rows = [
+            [
+                gamma,
+                one["policy"]["top1"],
+                made["dense"]["top1"] - one["policy"]["top1"],
+                one["policy"]["blocks"],
+                int(one["policy"]["patterns"]),
+            ]
+            for gamma, one in small.items()
+        ]
+        heads = ["gamma", "top-1 %", "points under dense", "blocks", "policies"]
+        parts.append(HALF_TEXT.format(run=CHOSEN) + table(heads, rows))
     return parts
 
 

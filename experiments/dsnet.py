@@ -40,6 +40,15 @@ GATES = {
 }
 CHOSEN = "sgs, balanced"
 BUDGETS = (0.3, 0.5, 0.7)
+#: The supernet whose slimmest width loses more, and its gates.
+APART = "network.options={stem=16,stem_stride=2,front=[[16,1,1],[32,1,2]],stages=[[[4,12,28,64],2,1]],space=[0,1,2,3]}"
+APART_GATES = (CHOSEN, "sgs, published", "gumbel")
+EXPECTED = "sgs, expected"
+EXPECTED_FORM = [
+    *("gate.sgs=expected", "gate.task=0.0", "gate.cost=relative", "gate.cost_weight=0.08"),
+    *("gate.train.lr=0.5", "gate.train.epochs=15"),
+]
+APART_BUDGETS = (0.3,)
 CIFAR = "cifar10"  # kind of images of the gates that have a network of their own
 #: Norm and learning rate of the trainings whose stability is compared, over so many passes; steps that are looked at.
 STABILITY = (("batch", 0.5), ("group", 0.3), ("group", 0.5), ("group", 1.0))
@@ -87,6 +96,18 @@ def pieces(quick: bool) -> list[Piece]:
             ]
             make = partial(train_supernet, key=f"alone-{width}-{seed}", settings=settings)
             result.append(Piece(f"alone {width}, seed {seed}", settings, make))
+    for seed in seeds:
+        settings = [*([] if quick else [APART]), *add, *TEACHERS[after], *_length(gated, seed)]
+        key = f"apart-{after}-{gated:g}-{seed}"
+        result.append(
+            Piece(f"apart supernet {after}, seed {seed}", settings, partial(train_supernet, key=key, settings=settings))
+        )
+        own = {EXPECTED: EXPECTED_FORM, **{name: GATES[name] for name in APART_GATES}}
+        own |= {f"{EXPECTED}, budget {b}": [*EXPECTED_FORM, f"gate.budget={b}"] for b in APART_BUDGETS}
+        for name, form in {EXPECTED: own[EXPECTED]}.items() if quick else own.items():
+            with_gate = [*settings, *_gate(name, form, seed)]
+            make = partial(train_gate, key=_folder(f"apart gate {name} {seed}"), after=key, settings=with_gate)
+            result.append(Piece(f"apart gate {name}, seed {seed}", with_gate, make))
     for seed in seeds:
         for target in [after] if quick else sorted(TEACHERS, reverse=True):
             settings = [*add, *TEACHERS[target], f"supernet.train.seed={seed}"]
@@ -280,6 +301,11 @@ GATES_TEXT = (
     "chooses it (same shares), and the best mixture of any two widths (static mixture). The oracle knows a width that "
     "is right:\n\n"
 )
+APART_TEXT = (
+    "Where the slimmest width has 4 channels of 64 it loses enough for choices to matter (6 epochs, bootstrapping). "
+    "Here `expected` learns the share of right answers itself, over every width, at a price (`gate.sgs`; not of the "
+    "paper). Top-1 in % of every width:\n\n"
+)
 CIFAR_TEXT = (
     "A supernet whose widths lie further apart, 24 passes in batches of 1024 (`cifar.toml`, `cifar_gate.toml`): so few "
     "steps leave a teacher weak, and what learns from one far behind. Not run: the other two seeds of "
@@ -299,8 +325,9 @@ def headline(made: Mapping[str, Any]) -> dict[str, Any]:
     """Means over the seeds."""
     result: dict[str, Any] = {}
     gates = _grouped(made, "gate")
-    for key, name in (("sgs", CHOSEN), ("gumbel", "gumbel"), ("published", "sgs, published")):
-        if name in gates:
+    gates = {EXPECTED: _grouped(made, "apart gate").get(EXPECTED, []), **gates}
+    for key, name in (("sgs", CHOSEN), ("gumbel", "gumbel"), ("published", "sgs, published"), ("expected", EXPECTED)):
+        if gates.get(name):
             wanted = ("top1", "gate_diversity", "macs_left", "static_mixture")
             result[key] = {field: mean(one[field] for one in gates[name]) for field in wanted}
     result["widths"] = [
@@ -348,6 +375,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         plots["gates.png"] = curves({"x": "share of multiply-adds", "y": "top-1, %", "series": points})
         parts.append("Means over the seeds, of the gates that have all:\n\n![gates](gates.png)")
         parts += _asked_part(gates, made)
+    parts += _apart_part(made)
     parts += _cifar_part(made)
     for name, title in (
         ("time", "Time of the trained network"),
@@ -401,6 +429,22 @@ def _over(group: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]
     return same, best
 
 
+def _apart_part(made: Mapping[str, Any]) -> list[str]:
+    """Gates on widths that lie further apart, the package's own form among them."""
+    supernets, gates = (_grouped(made, f"apart {kind}") for kind in ("supernet", "gate"))
+    if not supernets:
+        return []
+    rows = [[name, len(group), *_columns(group)] for name, group in supernets.items()]
+    heads = ["what all but the widest learn", "seeds", *(f"width {i}" for i in range(len(rows[0]) - 2))]
+    parts = ["## Widths further apart\n\n" + APART_TEXT + table(heads, rows)]
+    if gates:
+        parts.append("Their gates:\n\n" + _gate_table(gates))
+    if EXPECTED in gates:
+        said = [*_verdicts(gates[EXPECTED]), *_budget_verdicts(gates)]
+        parts.append(f"Asked for, of {EXPECTED}: {'; '.join(said)}.")
+    return parts
+
+
 def _cifar_part(made: Mapping[str, Any]) -> list[str]:
     """The same gates where the slimmest width loses more."""
     parts, gates = [], _grouped(made, "cifar gate")
@@ -445,10 +489,8 @@ def _verdicts(group: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _asked_part(gates: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[str, Any]) -> list[str]:
-    """What was asked of the gates against what was reached, and what is missing."""
-
-    said = _verdicts(gates[CHOSEN]) if CHOSEN in gates else []
+def _budget_verdicts(gates: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    said = []
     for name, group in gates.items():
         if "budget" in name:
             off = max(abs(g["macs_left"] / g["budget"] - 1) for g in group)
@@ -456,6 +498,13 @@ def _asked_part(gates: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[
                 f"the multiply-adds of {name} within {100 * MOST_OFF:.0f} %, {_verdict(off <= MOST_OFF)} with "
                 f"{100 * off:.1f} % at most"
             )
+    return said
+
+
+def _asked_part(gates: Mapping[str, Sequence[Mapping[str, Any]]], made: Mapping[str, Any]) -> list[str]:
+    """What was asked of the gates against what was reached, and what is missing."""
+
+    said = [*(_verdicts(gates[CHOSEN]) if CHOSEN in gates else []), *_budget_verdicts(gates)]
     wanted = [*GATES, *(f"{CHOSEN}, budget {share}" for share in BUDGETS)]
     absent = [
         *(f"gate {name}" for name in wanted if name not in gates),
