@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,9 +26,11 @@ from effkern.blockdrop import (
     evaluate,
     first_blocks,
     fixed_policy,
+    load_first_blocks,
     random_policy,
     summary,
 )
+from effkern.data import BatchFeed
 from effkern.demo.measuring import eager_forms
 from effkern.inference import optimize
 from effkern.models import create_model
@@ -36,7 +39,19 @@ from effkern.nn import skip_form
 from effkern.nn.residual import set_bn_over
 from effkern.recipes.blockdrop import Config
 from effkern.report.plots import block_usage, curves, who_used_what
-from effkern.training import Step, Timing, count_macs, load_config, load_json, load_weights, measure, save_weights
+from effkern.training import (
+    Recipe,
+    Step,
+    Supervised,
+    Timing,
+    count_macs,
+    load_config,
+    load_json,
+    load_weights,
+    measure,
+    save_weights,
+    train,
+)
 from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main, spread, table
 
 GAMMAS = (5.0, 2.0, 1.0, 7.0, 8.0, 10.0)
@@ -75,10 +90,11 @@ RELAY: dict[str, tuple[str, int, tuple[str, ...]]] = {
 }
 CREDITS = {"answer": [], "probability": ["policy.credit=probability", "policy.beta=0.1"]}
 CHOSEN = "3.5"  # of the last round, the best on held-out images
+HALVED = "policy.pool=2"
 #: Policies that see the image at half its size, trained alone in front of that run's network: passes, weight of the
 #: entropy, by penalty.
 SMALL = {5.0: (7, 0.02), 9.0: (5, 0.03)}
-AT = 9.0  # penalty of the one that is looked at in detail, and measured
+AT = 5.0  # penalty of the policy that is looked at in detail, and measured
 BATCHES = (1, 8, 64, 256)
 LARGE_BATCHES = (1, 8, 32)
 USAGES = (1.0, 0.75, 0.5, 0.3)
@@ -110,9 +126,11 @@ ON = "taught further, gamma "
 RELAYED = "relay, run "
 ALONE = "relay, policy alone by "
 HALF = "half-size policy, gamma "
+COPIED = "half-size policy, copied"
 HALF_TEXT = (
     "A smaller policy, which sees the image at half its size (`policy.pool`) and takes a quarter of the multiply-adds, "
-    "trained alone on two cores in front of the network of run {run}, which stays as it is:\n\n"
+    "on two cores, in front of the network of run {run}, which stays as it is: trained alone by policy gradient, or as "
+    "a copy, which learns the probabilities of that run's own policy (6 passes over training images):\n\n"
 )
 RELAY_TEXT = (
     "A relay (`longer_taught.toml`) of joint phases from the longer recipe's base ({top1:.2f} %): three rounds on one "
@@ -171,10 +189,10 @@ def pieces(quick: bool) -> list[Piece]:
         (LEARNED, TAUGHT, train_taught),
         (ON, tuple(FURTHER)[:1] if quick else tuple(FURTHER), train_further),
     )
-    for begin, some, train in kinds:
+    for begin, some, make in kinds:
         for gamma in some:
             settings = [f"joint.gamma={gamma}", *(going_on(gamma) if begin == ON else []), *add]
-            result.append(Piece(f"{begin}{gamma:g}", settings, partial(train, gamma=gamma, settings=settings)))
+            result.append(Piece(f"{begin}{gamma:g}", settings, partial(make, gamma=gamma, settings=settings)))
     wanted = _chain(CHOSEN) if quick else list(RELAY)
     for credit, own in CREDITS.items():
         settings = [*own, "joint.train.epochs=0.03", *add]
@@ -189,6 +207,7 @@ def pieces(quick: bool) -> list[Piece]:
     for gamma in (AT,) if quick else SMALL:
         settings = [*_small(gamma), *add]
         result.append(Piece(f"{HALF}{gamma:g}", settings, partial(train_small, gamma=gamma, settings=settings)))
+    result.append(Piece(COPIED, add, partial(train_copy, settings=add)))
     result.append(Piece("analysis", add, partial(analyse, settings=add)))
     for kind in STATISTICS:
         settings = [*add, "joint.gamma=2.0", "joint.train.optimizer=adam", "joint.train.weight_decay=0.0"]
@@ -296,7 +315,7 @@ def train_relay(
 def _small(gamma: float) -> list[str]:
     passes, beta = SMALL[gamma]
     alone = (f"gamma={gamma}", f"beta={beta}", f"train.epochs={passes}", "train.batch_size=256", "train.lr=2e-3")
-    return ["policy.pool=2", *(f"policy.{one}" for one in alone), "joint.train.epochs=0.02", "joint.train.lr=1e-6"]
+    return [HALVED, *(f"policy.{one}" for one in alone), "joint.train.epochs=0.02", "joint.train.lr=1e-6"]
 
 
 def train_small(context: Context, before: Mapping[str, Any], gamma: float, settings: list[str]) -> dict[str, Any]:
@@ -307,6 +326,32 @@ def train_small(context: Context, before: Mapping[str, Any], gamma: float, setti
     own = [*with_teacher(context, settings), f"network.init={context.runs / f'{key}.safetensors'}"]
     phases = context.train(key, "blockdrop", "longer_taught", own)["phases"]
     return {"policy": {**phases["policy"]["test"], "seconds": phases["policy"]["seconds"]}}
+
+
+def train_copy(context: Context, before: Mapping[str, Any], settings: list[str]) -> dict[str, Any]:
+    """A small policy that learns the probabilities of the chosen run's own one, on training images."""
+    begin, data = time.monotonic(), context.data
+    net, dense = load(context, settings, CHOSEN)
+    small = _shaped(context, [HALVED, *settings], dense.num_blocks).to(
+        context.device, memory_format=torch.channels_last
+    )
+    if not context.quick:
+        load_first_blocks(small, dense.state_dict())
+    large = net.policy.to(context.device).eval()
+
+    def loss(policy: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = torch.sigmoid(large(x))
+        return nn.functional.binary_cross_entropy_with_logits(policy(x), wanted)
+
+    size = 64 if context.quick else 256
+    recipe = Recipe(6.0, 3e-3, "adam", weight_decay=0.0, schedule="cosine", batch_size=size)
+    train(Supervised(small, loss), BatchFeed(data, data.train, size, 0, True, 4), recipe)
+    both = BlockDropNet(net.backbone, skip_form(small))
+    save_weights(context.runs / "small-copied.safetensors", both.state_dict())
+    test = evaluate(both.backbone, both.policy, data.batches(data.test, 250))
+    own = {"top1": test.top1, "blocks": test.blocks, "patterns": test.patterns, "seconds": time.monotonic() - begin}
+    return {"policy": own, "held_out": evaluate(both.backbone, both.policy, data.batches(data.val, 250)).top1}
 
 
 def with_teacher(context: Context, settings: Sequence[str]) -> list[str]:
@@ -359,20 +404,25 @@ def train_course(
 # --- networks as trained ---
 
 
+def _shaped(context: Context, settings: Sequence[str], blocks: int) -> PolicyNet:
+    """A policy network of the configured form."""
+    chosen = load_config(Config, context.config("longer_taught"), list(settings)).policy
+    torch.manual_seed(chosen.train.seed)
+    channels = context.data.train.images.shape[1]
+    return PolicyNet(blocks, channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large)
+
+
 def load(context: Context, settings: Sequence[str], run: str = "") -> tuple[BlockDropNet, ResNet]:
-    """The network of a run of the relay, or the one with the small policy, in its skipping form; and the dense one."""
-    key, phase, own = (f"relay-{run}", "joint", []) if run else (f"small-{AT:g}", "policy", _small(AT))
-    config = load_config(Config, context.config("longer_taught"), [*own, *settings])
+    """The network of a run of the relay, or the chosen one with the copied policy, in skipping form; the dense one."""
+    config = load_config(Config, context.config("longer_taught"), list(settings))
     shape = {"in_channels": context.data.train.images.shape[1], "num_classes": len(context.data.classes)}
     dense = cast(ResNet, create_model(config.network.name, **shape, **config.network.options))
     dense.load_state_dict(load_weights(context.runs / "dense" / "train" / "final.safetensors"))
     backbone = create_model(config.network.name, **shape, **config.network.options)
-    chosen, channels = config.policy, context.data.train.images.shape[1]
-    policy = PolicyNet(
-        dense.num_blocks, channels, chosen.widths, chosen.stem_stride, chosen.pool, chosen.init, chosen.large
-    )
+    policy = _shaped(context, settings if run else [HALVED, *settings], dense.num_blocks)
     net = BlockDropNet(skip_form(backbone), skip_form(policy))
-    net.load_state_dict(load_weights(context.runs / key / phase / "final.safetensors"))
+    file = f"relay-{run}/joint/final.safetensors" if run else "small-copied.safetensors"
+    net.load_state_dict(load_weights(context.runs / file))
     return net.to(memory_format=torch.channels_last), dense.to(memory_format=torch.channels_last).eval()  # type: ignore[return-value]
 
 
@@ -629,7 +679,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         parts += _target_part(made, gammas, results["pieces"])
         points = [[row[2], row[1]] for row in rows]
         series = {"policy": sorted(points)}
-        if small := _of_kind(made, HALF):
+        if small := _halves(made):
             series["policy, half-size"] = sorted(
                 [one["policy"]["blocks"], one["policy"]["top1"]] for one in small.values()
             )
@@ -653,7 +703,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     if "analysis" in made:
         found = made["analysis"]
         parts.append(
-            f"From here on the network of run {CHOSEN} with the smaller policy at gamma {AT:g}. It is "
+            f"From here on the network of run {CHOSEN} with the copied policy. It is "
             f"right on {found['top1']:.2f} % ({found['top1'] - made['dense']['top1']:+.2f} points against the dense "
             "network). "
             f"It runs {found['blocks_used']:.2f} ± {found['blocks_deviation']:.2f} of {found['of_blocks']} blocks, "
@@ -758,7 +808,7 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
     if "analysis" in made:
         dense, blocks = made["dense"]["top1"], made["analysis"]["of_blocks"]
         runs = {f"gamma {gamma}": one["joint"] for gamma, one in gammas.items()}
-        runs |= {f"{HALF}{gamma}": one["policy"] for gamma, one in _of_kind(made, HALF).items()}
+        runs |= {f"half-size policy, {name}": one["policy"] for name, one in _halves(made).items()}
         for begin in (RELAYED, LEARNED, ON, LONG, EARLIER):
             runs |= {f"{begin}{gamma}": one["joint"] for gamma, one in _of_kind(made, begin).items()}
         ends = [(name, dense - one["top1"], one["blocks"] / blocks) for name, one in runs.items()]
@@ -832,6 +882,11 @@ def _beyond(ends: Sequence[tuple[str, float, float]]) -> str:
     )
 
 
+def _halves(made: Mapping[str, Any]) -> dict[str, Any]:
+    found = {f"gamma {gamma}": one for gamma, one in _of_kind(made, HALF).items()}
+    return found | ({"copied": made[COPIED]} if COPIED in made else {})
+
+
 def _relay_part(made: Mapping[str, Any]) -> list[str]:
     """Every run of the relay, and what static decisions reach on its network."""
     found = {name: made[f"{RELAYED}{name}"] for name in RELAY if f"{RELAYED}{name}" in made}
@@ -869,18 +924,18 @@ def _relay_part(made: Mapping[str, Any]) -> list[str]:
         alone=" or ".join(said),
     )
     parts = [text + table([*heads, "over static"], rows)]
-    if small := _of_kind(made, HALF):
+    if small := _halves(made):
         rows = [
             [
-                gamma,
+                name,
                 one["policy"]["top1"],
                 made["dense"]["top1"] - one["policy"]["top1"],
                 one["policy"]["blocks"],
                 int(one["policy"]["patterns"]),
             ]
-            for gamma, one in small.items()
+            for name, one in small.items()
         ]
-        heads = ["gamma", "top-1 %", "points under dense", "blocks", "policies"]
+        heads = ["trained", "top-1 %", "points under dense", "blocks", "policies"]
         parts.append(HALF_TEXT.format(run=CHOSEN) + table(heads, rows))
     return parts
 
