@@ -434,7 +434,12 @@ def _over(group: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]
 
 def _apart_part(made: Mapping[str, Any]) -> list[str]:
     """Gates on widths that lie further apart, the package's own form among them."""
-    supernets, gates = (_grouped(made, f"apart {kind}") for kind in ("supernet", "gate"))
+    supernets, gates = (
+        dict(
+            sorted(_grouped(made, f"apart {kind}").items(), key=lambda item: float(item[0].split(", ")[-1].split()[0]))
+        )
+        for kind in ("supernet", "gate")
+    )
     if not supernets:
         return []
     rows = [[name, len(group), *_columns(group)] for name, group in supernets.items()]
