@@ -105,10 +105,20 @@ class PolicyNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[N, K]`` of images ``[N, C, H, W]``."""
-        x = F.avg_pool2d(x, self.pool) if self.pool > 1 else x
+        x = _pooled(x, self.pool)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.max_pool2d(x, 3, stride=2, padding=1) if self.large else x
         return self.linear(self.blocks(x).mean((2, 3)))
+
+
+def _pooled(x: Tensor, size: int) -> Tensor:
+    if size == 1:
+        return x
+    if size == 2:
+        # Halfway between pixels, interpolation is the mean of the four. For 3 channels in channels-last memory the other
+        # takes 3.4 times as long (64 images of 32x32: 0.44 against 0.13 ms).
+        return F.interpolate(x, scale_factor=0.5, mode="bilinear")
+    return F.avg_pool2d(x, size)
 
 
 def load_first_blocks(policy: PolicyNet, weights: Mapping[str, Tensor]) -> None:

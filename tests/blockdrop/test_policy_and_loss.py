@@ -319,3 +319,16 @@ def test_weights_of_another_network_are_refused_by_name():
     with pytest.raises(ValueError, match=r"weights: conv1.weight must be .* got nothing"):
         load_first_blocks(policy, {})
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 7), (3, 4)])
+@pytest.mark.parametrize("pool", [1, 2, 3])
+def test_a_policy_sees_the_mean_of_the_pixels_it_pools(pool, size):
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, *size)
+    net = PolicyNet(4, widths=(4, 8), pool=pool).eval()
+    plain = PolicyNet(4, widths=(4, 8)).eval()
+    plain.load_state_dict(net.state_dict())
+    want = plain(torch.nn.functional.avg_pool2d(x.double(), pool).float())
+    for image in (x, x.to(memory_format=torch.channels_last)):
+        torch.testing.assert_close(net(image), want, rtol=1e-5, atol=1e-5)
