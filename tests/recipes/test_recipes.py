@@ -515,7 +515,10 @@ def test_gates_go_on_from_a_supernets_file(tmp_path):
     ("change", "message"),
     [
         (["gate.budget=0.01"], "budget: must be in ["),
-        (["gate.sgs=soft"], "gate.sgs must be one of 'balanced', 'logits', 'published', 'none', got 'soft'"),
+        (
+            ["gate.sgs=soft"],
+            "gate.sgs must be one of 'balanced', 'logits', 'published', 'expected', 'none', got 'soft'",
+        ),
         (["gate.space=[0, 1]"], "space must have 3 indices, got [0, 1]"),
         (["supernet.held_out=1"], "supernet.held_out: must be in [0, 1), got 1.0"),
         (["gate.space=[0, 1, 3]"], "gate.space: must be width indices of at most 2, got [0, 1, 3]"),
