@@ -5,6 +5,7 @@ All of them are functions from images to ``[N, K]`` decisions, as :func:`effkern
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -83,23 +84,25 @@ def best_statics(
     budgets: Iterable[int],
     others: Sequence[Tensor] = (),
 ) -> dict[int, Tensor]:
-    """:func:`best_static` of several numbers of blocks, for the passes of the smallest; those of ``others`` that fit.
+    """:func:`best_static` of several whole numbers of blocks, for the passes of the smallest one alone.
+
+    Of ``others`` those are considered that fit, and what was found for a smaller number.
 
     Raises:
-        ValueError: if a number is outside [0, K], or there is none.
+        TypeError: if a number is not whole.
+        ValueError: if one is outside [0, K], there is none, or another decision is not ``[K]``.
     """
-    shown, wanted = list(batches), sorted(set(budgets), reverse=True)
+    shown, wanted = list(batches), sorted({operator.index(budget) for budget in budgets}, reverse=True)
     total = int(backbone.num_blocks)  # type: ignore[arg-type]
-    if not wanted:
-        raise ValueError("budgets: must hold at least one number of blocks, got none")
-    for budget in wanted:
-        _check(total, budget)
+    if not wanted or wanted[0] > total or wanted[-1] < 0:
+        raise ValueError(f"budgets: must be at least one number of blocks in [0, {total}], got {wanted}")
+    if any(other.shape != (total,) for other in others):
+        raise ValueError(f"others: must be [{total}] each, got {[list(other.shape) for other in others]}")
 
     def top1(keep: Tensor) -> float:
         return evaluate(backbone, fixed_policy(keep), shown).top1
 
-    keep = torch.ones(total, dtype=torch.bool)
-    found = {}
+    keep, left = torch.ones(total, dtype=torch.bool), {}
     for budget in wanted:
         while int(keep.sum()) > budget:
             trials = []
@@ -108,8 +111,11 @@ def best_statics(
                 trial[k] = False
                 trials.append(trial)
             keep = max(trials, key=top1)
+        left[budget] = keep
+    found: dict[int, Tensor] = {}
+    for budget in reversed(wanted):
         fit = [other for other in others if int(other.sum()) <= budget]
-        found[budget] = max([keep, first_blocks(total, budget), *fit], key=top1)
+        found[budget] = max([left[budget], first_blocks(total, budget), *fit, *found.values()], key=top1)
     return found
 
 

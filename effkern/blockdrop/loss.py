@@ -33,6 +33,12 @@ EntropyForm = Literal["bernoulli", "published"]
 Credit = Literal["answer", "probability"]
 
 
+def check_credit(credit: str) -> None:
+    """Refuse an unknown credit."""
+    if credit not in ("answer", "probability"):
+        raise ValueError(f"credit must be 'answer' or 'probability', got {credit!r}")
+
+
 def credit_of(scores: Tensor, y: Tensor, credit: Credit = "answer") -> Tensor:
     """How far answers are right, ``[B]``, as :func:`reward` takes it: bool, or with ``"probability"`` float32.
 
@@ -41,14 +47,18 @@ def credit_of(scores: Tensor, y: Tensor, credit: Credit = "answer") -> Tensor:
 
     Args:
         scores: ``[B, classes]``.
-        y: ``[B]`` labels.
+        y: ``[B]`` labels, int64.
         credit: see above.
+
+    Raises:
+        ValueError: for an unknown credit, or shapes that do not fit.
     """
-    if credit not in ("answer", "probability"):
-        raise ValueError(f"credit must be 'answer' or 'probability', got {credit!r}")
+    check_credit(credit)
+    if scores.dim() != 2 or y.shape != scores.shape[:1]:
+        raise ValueError(f"scores must be [B, classes] and y [B], got {list(scores.shape)} and {list(y.shape)}")
     if credit == "answer":
         return scores.argmax(1) == y
-    return scores.float().softmax(1).gather(1, y.unsqueeze(1)).squeeze(1)
+    return scores.float().softmax(1).gather(1, y.long().unsqueeze(1)).squeeze(1)
 
 
 def reward(
@@ -71,7 +81,7 @@ def reward(
             total. See :func:`effkern.blockdrop.block_costs`.
 
     Returns:
-        ``[B]`` float32, in ``[0, 1]`` or ``-gamma``.
+        ``[B]`` float32, in ``[0, 1]`` or ``-gamma``; of probabilities, between the two, in their type if that is wider.
 
     Raises:
         ValueError: for shapes that do not fit, or a cost that is negative or all zero.

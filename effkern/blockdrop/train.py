@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from effkern.blockdrop.curriculum import Curriculum
-from effkern.blockdrop.loss import Credit, EntropyForm, credit_of, leave_one_out, policy_loss, reward
+from effkern.blockdrop.loss import Credit, EntropyForm, check_credit, credit_of, leave_one_out, policy_loss, reward
 from effkern.blockdrop.network import BlockDropNet, eval_mode
 from effkern.blockdrop.policy import bound, greedy, sample, wide
 from effkern.nn.residual import set_bn_over
@@ -98,6 +98,7 @@ class PolicyGradient(_Drawing):
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise ValueError(f"samples must be at least 1, got {self.samples}")
+        check_credit(self.credit)
 
     def __call__(
         self, policy: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None, rows: Tensor | None = None
@@ -173,6 +174,7 @@ class Finetune(_Drawing):
     def __post_init__(self) -> None:
         if self.bn_stats not in ("active", "all", "frozen"):
             raise ValueError(f"bn_stats must be 'active', 'all' or 'frozen', got {self.bn_stats!r}")
+        check_credit(self.credit)
 
     def __call__(self, net: nn.Module, x: Tensor, y: Tensor, uniform: Tensor | None = None) -> Tensor:
         """Loss of one batch for a :class:`BlockDropNet`; ``uniform`` ``[N, K]`` holds numbers for the draw."""

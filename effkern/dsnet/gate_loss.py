@@ -58,19 +58,26 @@ def sgs_targets(right: Tensor, hopeless: Hopeless = "widest", targets: Targets =
 
 
 def expected_right(logits: Tensor, right: Tensor, entropy: float = 0.0) -> Tensor:
-    """Share of right answers if every sample drew its choice from ``p = softmax(logits)``, a scalar.
+    """Share of right answers if every sample drew its choice from ``p = softmax(logits)``; a scalar to be raised.
 
     ``mean_n sum_g p_ng right_ng``: what Gumbel's draws estimate of the task, exactly, as every choice's answer is
     looked at. It needs no targets: a choice is worth what it answers rightly beyond the others, images that all or none
     are right on have no say, and a price on multiply-adds decides among the rest.
 
     Args:
-        logits: z, ``[N, G]``.
+        logits: z, ``[N, G]``, finite.
         right: ``[N, G]`` bool, or a share where a choice stands for several ways.
         entropy: weight of the mean entropy of p in nats, added. Without it a gate soon gives all samples one choice,
             from which the gradient ``p (right - sum p right)`` no longer leads away; with it the best logits are what
             each choice is worth, divided by the weight.
+
+    Raises:
+        ValueError: for shapes that differ, or no sample.
     """
+    if logits.dim() != 2 or right.shape != logits.shape or not len(logits):
+        raise ValueError(
+            f"logits and right must be [N, G] of at least one sample, got {list(logits.shape)} and {list(right.shape)}"
+        )
     log_p = logits.float().log_softmax(1)
     p = log_p.exp()
     return (p * right - entropy * p * log_p).sum(1).mean()

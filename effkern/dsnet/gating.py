@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
@@ -41,12 +42,13 @@ class GateTraining(Method):
       over the gates; see :class:`GateCrossEntropy` for its forms. ``"expected"`` has no targets: it is minus
       :func:`expected_right`, every choice of a gate standing for the ways of one width that take it.
     * The cost ``C`` is the batch's mean of every sample's own multiply-adds, through the same choices; with
-      ``sgs="expected"`` and no task, its mean over all choices.
+      ``sgs="expected"`` and no task, its mean over all choices (of later gates, at the choice drawn before them).
 
     Args:
         net: see `effkern.dsnet.Routed`; everything but its gates is frozen.
         image: ``(C, H, W)``, for counting.
-        sgs: form of SGS; ``"expected"``, not of the paper, runs every width behind the gates and wants a cost.
+        sgs: form of SGS; ``"expected"``, not of the paper, runs every width behind the gates. It wants a cost, and has
+            no use for ``targets``, ``hopeless`` and ``gate_smoothing``.
         targets: see :func:`sgs_targets`; ``"cheapest"`` costs a forward behind the gates for every width.
         hopeless: see :func:`sgs_targets`.
         task: weight of the task's loss; at 0 the network behind the last gate runs for the labels alone.
@@ -100,8 +102,8 @@ class GateTraining(Method):
                 raise ValueError(f"{name}: must be one of {', '.join(known)}, got {value!r}")
         if not tau > 0:
             raise ValueError(f"tau: must be positive, got {tau}")
-        if not entropy >= 0:
-            raise ValueError(f"entropy: must be at least 0, got {entropy}")
+        if not 0 <= entropy < math.inf:
+            raise ValueError(f"entropy: must be at least 0 and finite, got {entropy}")
         self.net, self.cache = net, RowCache(cache)
         self.costs = route_costs(net, image)
         self.most = float(self.costs.max())
@@ -155,7 +157,7 @@ class GateTraining(Method):
         if right is not None:
             loss = loss + self.sgs_weight * self._sgs(logits, noises, right, at)
         best = [gate.choose(z.detach()) for gate, z in zip(gates, logits, strict=True)]
-        # Without draws in the loss the mean cost is exact as well.
+        # Without draws in the loss the mean cost is exact as well: behind a first gate, given the choices drawn there.
         priced = [z.float().softmax(1) for z in logits] if self.sgs == "expected" and not self.task else drawn
         loss = loss + self._cost(priced, best)
         at.metrics["macs_left"] = self._spent(best) / self.most

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from effkern.blockdrop import (
+    Finetune,
+    PolicyGradient,
     PolicyNet,
     bound,
     credit_of,
@@ -50,6 +53,11 @@ def test_reward_of_a_probability_is_the_mean_over_answers_drawn_with_it():
     )
     with pytest.raises(ValueError, match="credit must be 'answer' or 'probability', got 'top5'"):
         credit_of(scores, y, "top5")
+    with pytest.raises(ValueError, match=r"scores must be \[B, classes\] and y \[B\], got \[6, 3\] and \[2\]"):
+        credit_of(scores, y[:2], "probability")
+    for make in (partial(PolicyGradient, torch.nn.Identity()), Finetune):
+        with pytest.raises(ValueError, match="credit must be"):
+            make(credit="top5")
 
 
 def test_reward_by_cost():

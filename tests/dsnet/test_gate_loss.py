@@ -115,6 +115,8 @@ def test_expected_right_is_the_mean_over_every_choice():
     torch.testing.assert_close(gradient, want, rtol=1e-5, atol=1e-7)
     assert gradient[1:3].abs().max() < 1e-7  # where all or none are right, no choice is better
     spread = -(p * p.log()).sum(1).mean()
+    with pytest.raises(ValueError, match=r"logits and right must be \[N, G\] .* got \[5, 3\] and \[3\]"):
+        expected_right(z, right[0])
     torch.testing.assert_close(expected_right(z, right, 0.25).double(), got + 0.25 * spread, rtol=1e-6, atol=1e-7)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -92,7 +93,7 @@ class GateConfig:
             sgs_weight=(self.sgs_weight >= 0, "at least 0"),
             cost_weight=(self.cost_weight >= 0, "at least 0"),
             tau=(self.tau > 0, "positive"),
-            entropy=(self.entropy >= 0, "at least 0"),
+            entropy=(0 <= self.entropy < math.inf, "at least 0 and finite"),
             gate_smoothing=(0 <= self.gate_smoothing <= 1, "in [0, 1]"),
             seen=(self.seen is None or 0 <= self.seen <= 1, "in [0, 1]"),
         )
