@@ -447,7 +447,7 @@ def _apart_part(made: Mapping[str, Any]) -> list[str]:
     parts = ["## Widths further apart\n\n" + APART_TEXT + table(heads, rows)]
     if gates:
         parts.append(
-            "Their gates. Those of `expected` train for 15 passes at a rate of 0.5, the balanced ones, as above, for 10 "
+            "Their gates. Those of `expected` train for 15 passes at a rate of 0.5, the balanced ones for 10 "
             "at 0.05. Wide means the widest, which `expected` never chose. Not run: `gumbel` and `sgs, published`, the "
             "budget after 2 epochs, seed 2 at 6 epochs:\n\n" + _gate_table(gates)
         )
