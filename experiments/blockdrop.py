@@ -843,20 +843,19 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
     parts += _relay_part(made)
     for begin, text in ((LEARNED, TAUGHT_TEXT), (ON, FURTHER_TEXT), (LONG, LONGER_TEXT), (EARLIER, EARLIER_TEXT)):
         if found := _of_kind(made, begin):
-            rows = [
-                [
-                    gamma,
-                    one["joint"]["top1"],
-                    made["dense"]["top1"] - one["joint"]["top1"],
-                    one["joint"]["blocks"],
-                    int(one["joint"]["patterns"]),
-                    one["joint"]["steps"],
-                ]
-                for gamma, one in found.items()
-            ]
-            heads = ["gamma", "top-1 %", "points under dense", "blocks", "policies", "joint steps"]
+            rows = [[gamma, *_ended(made, one["joint"]), one["joint"]["steps"]] for gamma, one in found.items()]
+            heads = ["gamma", *ENDED, "joint steps"]
             parts.append(text.format(**next(iter(found.values()))) + table(heads, rows))
     return parts
+
+
+#: Heads of what :func:`_ended` gives.
+ENDED = ("top-1 %", "points under dense", "blocks", "policies")
+
+
+def _ended(made: Mapping[str, Any], test: Mapping[str, Any]) -> list[Any]:
+    """Where a training ended on the test images, beside the dense network."""
+    return [test["top1"], made["dense"]["top1"] - test["top1"], test["blocks"], int(test["patterns"])]
 
 
 def _nearest(ends: Sequence[tuple[str, float, float]], most_lost: float, most_used: float) -> list[str]:
@@ -907,34 +906,21 @@ def _relay_part(made: Mapping[str, Any]) -> list[str]:
                 name,
                 after,
                 ", ".join(f"{key.rpartition('.')[2]} {value}" for key, _, value in (s.partition("=") for s in own)),
-                joint["top1"],
-                made["dense"]["top1"] - joint["top1"],
-                joint["blocks"],
-                int(joint["patterns"]),
+                *_ended(made, joint),
                 one["held_out"],
                 joint["top1"] - one["static"]["mixed"],
             ]
         )
-    heads = ["run", "from", "settings", "top-1 %", "points under dense", "blocks", "policies", "held out, %"]
+    heads = ["run", "from", "settings", *ENDED, "held out, %", "over static"]
     text = RELAY_TEXT.format(
         top1=next(iter(alone.values()))["base"]["top1"],
         teacher=next(iter(found.values()))["teacher"]["top1"],
         alone=" or ".join(said),
     )
-    parts = [text + table([*heads, "over static"], rows)]
+    parts = [text + table(heads, rows)]
     if small := _halves(made):
-        rows = [
-            [
-                name,
-                one["policy"]["top1"],
-                made["dense"]["top1"] - one["policy"]["top1"],
-                one["policy"]["blocks"],
-                int(one["policy"]["patterns"]),
-            ]
-            for name, one in small.items()
-        ]
-        heads = ["trained", "top-1 %", "points under dense", "blocks", "policies"]
-        parts.append(HALF_TEXT.format(run=CHOSEN) + table(heads, rows))
+        rows = [[name, *_ended(made, one["policy"])] for name, one in small.items()]
+        parts.append(HALF_TEXT.format(run=CHOSEN) + table(["trained", *ENDED], rows))
     return parts
 
 
