@@ -19,7 +19,8 @@ from effkern.inference.module import Optimized
 from effkern.inference.network import Network
 from effkern.inference.report import Report, Row
 from effkern.inference.swap import swap
-from effkern.inference.tracing import CannotTrace, fixed_arguments, is_torch_layer, kept_whole, trace
+from effkern.inference.tracing import SKIPPING, CannotTrace, fixed_arguments, is_torch_layer, kept_whole, trace
+from effkern.nn import SkipBlock
 from effkern.ops._memo import available
 from effkern.ops._pack import CACHE_BYTES
 
@@ -144,6 +145,8 @@ class _Builder:
         Raises:
             CannotTrace: if there is none.
         """
+        if isinstance(module, SKIPPING):
+            raise CannotTrace(lowering.OWN)
         fixed = fixed_arguments(module, example)
         network = self._traced(module, path, fixed, example)
         for optimization in passes.PASSES:
@@ -204,6 +207,8 @@ class _Builder:
 
     def descend(self, parent: nn.Module, path: str) -> None:
         """Optimize the children of a module whose own forward stays as it is."""
+        if isinstance(parent, SKIPPING):
+            return
         for name, child in list(parent.named_children()):
             if "_optimized" in vars(child):
                 continue

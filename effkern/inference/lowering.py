@@ -19,10 +19,13 @@ from effkern.inference.network import ConvCall, MeanCall, Network, chain_call, c
 from effkern.inference.recognize import as_activation, as_sum, bound
 from effkern.inference.report import Row
 from effkern.inference.tracing import is_torch_layer
+from effkern.nn import SkipBlock
 from effkern.ops._pack import pack_conv_weight, with_transforms
 from effkern.ops._registry import is_channels_last
 from effkern.ops.rep_conv.chain import AverageStep, ConvStep, Step, write_steps
 
+#: Why a layer is left.
+OWN = "an effkern layer already"
 #: Methods that look at how a tensor lies in memory.
 _STRIDED = frozenset({
     "as_strided", "data_ptr", "is_contiguous", "numpy", "resize_", "set_", "storage", "storage_offset",
@@ -345,5 +348,5 @@ def _reason(network: Network, node: fx.Node) -> str:
     if isinstance(module, nn.Linear):
         return "torch's own is faster for a single image"
     if type(module).__module__.startswith("effkern"):
-        return "an effkern layer already"
+        return OWN
     return "effkern has no op for it"

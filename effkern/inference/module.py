@@ -116,6 +116,16 @@ class Optimized(nn.Module):
                 raise
             raise refused from None
 
+    def takes(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call with these arguments is one this was optimized for."""
+        if self._signature is None or (not kwargs and len(args) == self._plain_count):
+            return True
+        try:
+            self._arguments(self._signature.bind(*args, **kwargs))
+        except (TypeError, ValueError):
+            return False
+        return True
+
     def _arguments(self, call: inspect.BoundArguments) -> tuple[Any, ...]:
         """Arguments of the generated function; checks the others."""
         call.apply_defaults()

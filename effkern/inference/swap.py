@@ -2,7 +2,8 @@
 
 Such a module keeps its class and calls its children as ever; each child that could be traced answers with its optimized
 form. The child stays what it is in every other respect (class, attributes, children, parameters), because nobody
-knows what the parent's code asks of it.
+knows what the parent's code asks of it; called with arguments its optimized form is not made for, as with a mask that
+has a default, it runs its own forward.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def _swapped(base: type[nn.Module]) -> Any:
 
 def _make_class(base: type[nn.Module]) -> Any:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["_optimized"](*args, **kwargs)
+        optimized = self.__dict__["_optimized"]
+        return optimized(*args, **kwargs) if optimized.takes(args, kwargs) else base.forward(self, *args, **kwargs)
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         getstate: Any = getattr(base, "__getstate__", None)  # every object has it from Python 3.11 on

@@ -18,8 +18,10 @@ from effkern.nn import PQConv2d, PQEmbedding, PQLinear, SkipBlock, SkipStage, Sw
 from effkern.nn._packing import HoldsPack
 from effkern.nn.repvgg_block import BranchBlock, ConvBN
 
+#: Blocks and stages that run as one op with a mask: apart, they would skip nothing.
+SKIPPING = (SkipBlock, SkipStage)
 #: effkern's own layers: they are an op already, or fold into one.
-OWN_LAYERS = (HoldsPack, PQConv2d, PQEmbedding, PQLinear, SkipBlock, SkipStage, SwitchableBatchNorm2d)
+OWN_LAYERS = (HoldsPack, PQConv2d, PQEmbedding, PQLinear, *SKIPPING, SwitchableBatchNorm2d)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TORCH = str(Path(torch.__file__).parent)
 

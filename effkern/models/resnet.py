@@ -7,10 +7,17 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from effkern.models._registry import register_model
 from effkern.nn.residual import EXPANSION, ResidualBlock, ResidualStage, span
+
+
+@fx.wrap  # one call in a traced network: while it is traced there are no shapes to compare
+def _checked_keep(keep: Tensor, x: Tensor, blocks: int) -> Tensor:
+    if keep.shape != (x.shape[0], blocks):
+        raise ValueError(f"keep must be [{x.shape[0]}, {blocks}], got {list(keep.shape)}")
+    return keep
 
 
 class ResNet(nn.Module):
@@ -85,8 +92,8 @@ class ResNet(nn.Module):
         Raises:
             ValueError: if ``keep`` is not ``[N, K]``. One row of K is not silently applied to the whole batch.
         """
-        if keep is not None and keep.shape != (x.shape[0], self.num_blocks):
-            raise ValueError(f"keep must be [{x.shape[0]}, {self.num_blocks}], got {list(keep.shape)}")
+        if keep is not None:
+            keep = _checked_keep(keep, x, self.num_blocks)
         return self.head(self.body(self.stem(x), keep))
 
     def stem_size(self, height: int, width: int) -> tuple[int, int]:

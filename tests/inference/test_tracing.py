@@ -11,6 +11,9 @@ from torch import nn
 from torch.nn.parallel import DataParallel
 
 import effkern
+from effkern.blockdrop import BlockDropNet, PolicyNet
+from effkern.models import create_model
+from effkern.nn import skip_form
 from tests.inference.common import lived_in, ops, optimized_and_same, same
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -113,6 +116,61 @@ def test_arguments_with_defaults_are_fixed():
     same(masked, model, X, mask)
     same(masked, model, X, mask=mask * 2)
     assert masked.report().error < 1e-5
+
+
+def decided(**how):
+    """A residual network behind a policy, whose decisions on 6 images differ, plain and deployed; the images."""
+    net = create_model("resnet20", widths=(8, 16, 24))
+    policy = PolicyNet(net.num_blocks, widths=(8, 16))
+    model = lived_in(BlockDropNet(net, policy, **how))
+    x = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        policy.linear.bias -= policy(x).quantile(0.5, 0)  # half of the images keep a block
+        keep = model.decide(x)
+    assert (keep.sum(0) == 3).all() and len(keep.unique(dim=0)) > 1
+    return model, BlockDropNet(skip_form(net), skip_form(policy), **how).eval(), x
+
+
+def test_a_network_behind_its_policy_is_one_graph():
+    model, deployed, x = decided()
+    result = effkern.optimize(deployed, x)
+    assert [row.module for row in result.report().left if row.kind == "SkipStage"] == [
+        "policy.blocks", "backbone.layer1", "backbone.layer2", "backbone.layer3",
+    ]  # fmt: skip
+    assert len(ops(result)) == 2, "both stems are one op each"
+    for images in (x, *x.split(1)):
+        same(result, model, images, depth=24)
+
+
+def test_the_mask_of_a_network_is_checked_where_it_is_used():
+    model = lived_in(create_model("resnet20", widths=(8, 16, 24)))
+    x, keep = torch.randn(2, 3, 16, 16), torch.rand(2, model.num_blocks) < 0.5
+    result = effkern.optimize(skip_form(model), (x, keep))
+    for mask in (keep, ~keep):
+        same(result, model, x, mask, depth=24)
+    for wrong in (keep[:1], keep[:, 1:], keep[0]):
+        with pytest.raises(ValueError, match=r"keep must be \[2, 9\], got"):
+            result(x, wrong)
+
+
+@pytest.mark.parametrize("how", [{"reorder": True}, {"bucket": 2}], ids=str)
+def test_a_part_that_is_called_with_more_than_it_was_optimized_for_runs_as_it_was(how):
+    model, deployed, x = decided(**how)
+    result = effkern.optimize(deployed, x)
+    assert "traced" in result.report().why("")
+    same(result, model, x, depth=24)
+
+
+@pytest.mark.parametrize("part", ["layer1", "layer1.0"])
+def test_what_skips_is_not_taken_apart(part):
+    model = lived_in(skip_form(create_model("resnet20", widths=(8, 16, 24)))).get_submodule(part)
+    result = effkern.optimize(model)
+    assert not result.report().replaced and "effkern layer" in result.report().why("")
+    x = torch.randn(2, 8, 8, 8)
+    keep = torch.tensor([[True, False, True], [False, False, True]])
+    keep = keep if part == "layer1" else keep[:, 0]
+    with torch.no_grad():
+        assert torch.equal(result(x, keep), model(x, keep))
 
 
 def test_isinstance_of_tensor_takes_the_right_branch():
