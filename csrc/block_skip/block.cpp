@@ -47,6 +47,15 @@ int64_t Block::scratch_floats(int64_t h, int64_t w) const {
   return total;
 }
 
+int64_t Block::weight_floats() const {
+  int64_t total = 0;
+  for (const Conv& c : convs_) {
+    const int64_t values = c.pad == 0 ? 1 : c.stride == 1 ? conv::kWinogradValues : 9;
+    total += values * c.c_in * c.c_out;
+  }
+  return total;
+}
+
 void Block::run(const conv::Activation& x, const int64_t* x_rows, const conv::Activation& residual,
                 const int64_t* residual_rows, const conv::Activation& y, const int64_t* y_rows, int64_t count,
                 float* scratch, int64_t threads) const {

@@ -27,6 +27,9 @@ class Block {
   // Floats of scratch for one sample of an h x w input.
   int64_t scratch_floats(int64_t h, int64_t w) const;
 
+  // Floats of weights that one run reads, Winograd's transforms where a kernel has them.
+  int64_t weight_floats() const;
+
   // y[y_rows] = act(f(x[x_rows]) + residual[residual_rows]) for `count` listed samples. `scratch` holds
   // count * scratch_floats(). y may be x and the residual: every convolution but the last writes to scratch. `threads`
   // as for conv::run.

@@ -111,19 +111,25 @@ void Stage::run(const View& x, const KeepMask& mask, const Make& make) const {
                           mask.blocks() == static_cast<int64_t>(blocks_.size()) && mask.samples() == in.n,
                       kOp, ": x and keep must fit the blocks");
   const size_t blocks = blocks_.size();
-  int64_t inner = 0;
-  for (const Block& block : blocks_) inner = std::max(inner, block.scratch_floats(in.h, in.w));
+  int64_t inner = 0, weights = 0;
+  for (const Block& block : blocks_) {
+    inner = std::max(inner, block.scratch_floats(in.h, in.w));
+    weights = std::max(weights, block.weight_floats());
+  }
   const Layout layout = layout_like(x, in.n, in.c, in.h, in.w);
   void* y = make(layout, x.scalar_type());
   if (in.n * in.c * in.h * in.w == 0) return;
   const Activation out = activation(layout, y, x.scalar_type());
 
   // Depth first: a group of samples goes through all blocks while it is in cache. Between blocks the state is fp32
-  // channels-last, in the output itself where that is both. Threads take groups; a batch of one is shared inside its
-  // convolutions.
+  // channels-last, in the output itself where that is both. A group reads every block's weights anew, so what it runs
+  // is at least as much (ResNet-50, 2048 channels: 0.82 of the time; ResNet-110, 64 channels, a quarter kept: 0.87).
+  // Threads take groups; a batch of one is shared inside its convolutions.
   const int64_t floats = in.c * in.h * in.w, threads = in.n == 1 ? 0 : 1;
   const int64_t fair = (in.n + num_threads() - 1) / num_threads();
-  const int64_t group = std::min(samples_at_a_time(floats + inner), fair);
+  const double run = std::max(mask.share(), 0.1) * static_cast<double>(floats + inner);
+  const int64_t worthy = static_cast<int64_t>(static_cast<double>(weights) / run);
+  const int64_t group = std::min(std::max(samples_at_a_time(floats + inner), worthy), fair);
   const bool in_place = out.dtype == DType::F32 && out.sc == 1;
   const auto walk = [&](int64_t begin, int64_t end) {
     const Scratch scratch(in_place ? 0 : group * floats);

@@ -1,5 +1,7 @@
 #include "keep.h"
 
+#include <algorithm>
+
 namespace effkern::block_skip {
 namespace {
 
@@ -43,6 +45,12 @@ KeepMask::KeepMask(const View& keep, int64_t dim, Arg arg) {
                           " for sample ", n);
       value_[n * blocks_ + b] = v;
     }
+}
+
+double KeepMask::share() const {
+  if (value_.empty()) return 0;
+  const auto dropped = std::count(value_.begin(), value_.end(), 0.0f);
+  return 1 - static_cast<double>(dropped) / static_cast<double>(value_.size());
 }
 
 Decision KeepMask::decide(int64_t block, int64_t begin, int64_t end) const {

@@ -22,6 +22,9 @@ class KeepMask {
   int64_t blocks() const { return blocks_; }
   float at(int64_t sample, int64_t block) const { return value_[sample * blocks_ + block]; }
 
+  // Share of the entries that are not 0: of all samples and blocks, what runs.
+  double share() const;
+
   // What samples begin..end-1 do at `block`; rows are counted from `begin`.
   Decision decide(int64_t block, int64_t begin, int64_t end) const;
 

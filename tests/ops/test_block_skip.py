@@ -97,6 +97,19 @@ def test_batches_larger_than_one_pass_through_the_cache(soft):
         assert torch.equal(staged[n], skip_basic_block(one, keep[n : n + 1], *params)[0])
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("channels, size", [(16, 32), (32, 8), (64, 8), (128, 2)])
+def test_how_many_samples_go_through_a_stage_together_changes_no_bit(channels, size, share):
+    # Small maps of many channels go in groups that what is kept decides on, large ones few at a time.
+    params = [packed(weights(channels, channels, channels)) for _ in range(3)]
+    x = torch.randn(41, channels, size, size).contiguous(memory_format=torch.channels_last)
+    keep = torch.rand(41, 3) < share
+    w, b = [[t for p in params for t in p[i::2]] for i in (0, 1)]
+    together = skip_stage(x, keep, w, b)
+    alone = torch.cat([skip_stage(x[n : n + 1], keep[n : n + 1], w, b) for n in range(41)])
+    assert torch.equal(together, alone)
+
+
 def test_mask_types_mean_the_same():
     x, params, hard = torch.randn(5, 4, 5, 5), weights(4, 4, 4), mask("10110")
     want = skip_basic_block(x, hard, *params)
