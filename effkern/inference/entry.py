@@ -134,6 +134,7 @@ class _Builder:
         if len(self.swapped):
             result.add_module("_swapped", self.swapped)
         result.requires_grad_(False)
+        self.handles.expect_blocks([module for module in result.modules() if isinstance(module, SkipBlock)])
         result._report = Report(rows + self.rows)
         if example is not None:
             result._report.error = _compare(expected, result(*_copies(example)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -55,8 +55,19 @@ class Handles:
             weight = call.conv.weight
             plain += 4 * weight.numel()
             whole += _with_transforms(call) or 4 * weight.numel()
-        self._algo = "winograd" if whole <= self._left else "auto"
-        self._left -= whole if whole <= self._left else plain
+        self._algo = "winograd" if self._afford(plain, whole) else "auto"
+
+    def expect_blocks(self, blocks: Sequence[SkipBlock]) -> None:
+        """The same for blocks that pack for themselves."""
+        plain, whole = (sum(block.pack_bytes(transforms) for block in blocks) for transforms in (False, True))
+        transforms = self._afford(plain, whole)
+        for block in blocks:
+            block.transforms = transforms
+
+    def _afford(self, plain: int, whole: int) -> bool:
+        fits = whole <= self._left
+        self._left -= whole if fits else plain
+        return fits
 
     def pack(self, call: ConvCall) -> Tensor:
         """The handle of a convolution's numbers, rounded once to fp32."""

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from effkern.nn.residual import ResidualBlock, ResidualStage, fold_bn, share_parts, span
 from effkern.ops import _direct
+from effkern.ops._handle import handle_bytes
 from effkern.ops._memo import tell
+from effkern.ops._pack import with_transforms
 from effkern.ops.block_skip import skip_basic_block, skip_bottleneck, skip_stage
 from effkern.ops.rep_conv import pack_conv_weight, rep_conv2d, rep_conv2d_packed
 
@@ -40,10 +42,16 @@ class SkipBlock(ResidualBlock):
     0.1 us a tensor; :meth:`freeze_pack` promises that there are none.
 
     The block knows no policy: every forward is given its keep mask.
+
+    Attributes:
+        transforms: whether packs hold the Winograd transforms of 3x3 kernels as well, see
+            :func:`effkern.ops.pack_conv_weight`: five times the memory, the same bits, less to do at every call.
+            :func:`effkern.optimize` sets it where the packs of a network then fit the processor's cache.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.transforms = False
         self._packed: _Packed | None
         self._frozen: bool
         self._stores: list[dict[str, Any]] | None
@@ -121,11 +129,21 @@ class SkipBlock(ResidualBlock):
             biases.append(bias.float())
             weight = weight.to(dtype)
             if weight.is_cpu:
-                weights.append(pack_conv_weight(weight, biases[-1] if i >= branch else None))
+                algo = "winograd" if self.transforms and _transforms_of(conv) else "auto"
+                weights.append(pack_conv_weight(weight, biases[-1] if i >= branch else None, algo=algo))
             else:  # handles are the CPU engine's layout; a GPU's kernels read weights of this one in place
                 weights.append(weight.contiguous(memory_format=torch.channels_last))
         sources = self._sources()
         return _Packed(weights, biases, key, sources[0].dtype, [t.detach() for t in sources])
+
+    def pack_bytes(self, transforms: bool) -> int:
+        """Memory of the packed weights on the CPU, with or without :attr:`transforms`."""
+        total, branch = 0, len(self.layers())
+        for i, (conv, _) in enumerate(self._folded_layers()):
+            transformed = transforms and bool(_transforms_of(conv))
+            outs, depth, rows, columns = conv.weight.shape
+            total += handle_bytes(outs, depth, rows, columns, conv.groups, i >= branch, transformed)
+        return total
 
     def _sources(self) -> list[Tensor]:
         """Every tensor the folded weights are made of."""
@@ -179,7 +197,7 @@ class SkipBlock(ResidualBlock):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module) or name == "transforms":
             self.drop_packed()
 
     def train(self, mode: bool = True) -> SkipBlock:
@@ -205,6 +223,10 @@ class SkipBlock(ResidualBlock):
 
 
 _UNKNOWN = ("unknown",)
+
+
+def _transforms_of(conv: nn.Conv2d) -> int:
+    return with_transforms(conv.weight, conv.groups, conv.stride, conv.dilation)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 import effkern
 from effkern.inference import Optimized, Report
 from effkern.models import create_model
+from effkern.nn import SkipBlock, skip_form
 from tests.inference.common import error, lived_in, same
 from tests.inference.test_tracing import EarlyExit, block
 
@@ -66,6 +67,20 @@ def test_transforms_fill_the_cache_they_are_given_and_change_no_bit():
     assert sizes[1 << 22] > 4 * sizes[0]  # every 3x3 convolution of stride 1 but the first
     with pytest.raises(ValueError, match="cache_bytes"):
         effkern.optimize(model, cache_bytes=-1)
+
+
+def test_transforms_of_what_skips_fill_the_same_cache():
+    model = skip_form(lived_in(create_model("resnet20", widths=(16, 32, 64), blocks=(2, 2, 2))))
+    x = torch.randn(2, 3, 16, 16)
+    keep = torch.rand(2, model.num_blocks) < 0.5
+    outputs = []
+    for cache_bytes, transforms in ((0, False), (1 << 20, False), (1 << 22, True)):
+        fast = effkern.optimize(model, (x, keep), cache_bytes=cache_bytes)
+        blocks = [module for module in fast.modules() if isinstance(module, SkipBlock)]
+        assert [block.transforms for block in blocks] == [transforms] * model.num_blocks
+        outputs.append(fast(x, keep))
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert not any(block.transforms for block in model.modules() if isinstance(block, SkipBlock))
 
 
 @pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved],

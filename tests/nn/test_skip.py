@@ -404,6 +404,23 @@ def test_frozen_packs_stay_until_they_are_dropped():
         net[0].train().freeze_pack()
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_transforms_in_the_packs_change_no_bit(form):
+    kind, into, channels, stride, shortcut = form
+    block = SkipBlock(8 * into, 8 * channels, stride, kind, shortcut)
+    lived(block).eval()
+    x, keep = torch.randn(3, 8 * into, 9, 9), torch.tensor([True, False, True])
+    with torch.no_grad():
+        plain, sizes = block(x, keep), [sum(w.numel() for w in block._packed.weights)]
+        block.transforms = True
+        assert block._packed is None
+        assert torch.equal(block(x, keep), plain)
+        assert torch.equal(copy.deepcopy(block)(x, keep), plain)
+    sizes.append(sum(w.numel() for w in block._packed.weights))
+    assert sizes[1] > 1.5 * sizes[0] if (kind, stride) != ("bottleneck", 2) else sizes[1] == sizes[0]
+    assert [block.pack_bytes(transforms) for transforms in (False, True)] == sizes
+
+
 def test_elsewhere_than_on_the_cpu_folded_weights_are_no_handles():
     net = SkipStage(*[block() for _ in range(2)], pair("basic", 4, 6, 2, "conv")[1]).eval().to("meta")
     x, keep = torch.empty(2, 4, 5, 5, device="meta"), torch.ones(2, 3, dtype=torch.bool, device="meta")
