@@ -118,6 +118,7 @@ BEYOND = 0.5, 0.6  # likewise, wished for
 SHOWN = 6.0  # points under the best that the plot goes down to
 #: Likewise of time: how far its share may lie above that of multiply-adds, at which batch.
 MOST_LATE, TIMED = 0.05, 64
+LAYERS = "without optimize"
 TINY = "network.options={widths=[4,4,4],blocks=[1,1,1],stem_stride=2}"
 #: Pieces of results.json that no call makes again: another recipe, kept for comparison.
 EARLIER = "earlier recipe, gamma "
@@ -524,12 +525,24 @@ def analyse(context: Context, before: Mapping[str, Any], settings: list[str]) ->
 def times(
     context: Context, before: Mapping[str, Any], settings: list[str], batches: Sequence[int], seconds: float
 ) -> list[dict[str, Any]]:
-    """Milliseconds an image, all interleaved: the policy's network (policy included), dense effkern, dense PyTorch."""
+    """Milliseconds an image, all interleaved: the policy's network (policy included), dense effkern, dense PyTorch.
+
+    ``optimize`` folds both stems and leaves the stages, which skip; the dense forms get it as well.
+    """
     net, dense = load(context, settings)
     images = context.data.normalize(context.data.test.images)
     eager = eager_forms(dense, fold=True)
     skipping = frozen(skip_form(dense).to(memory_format=torch.channels_last))
-    nets: dict[str, Any] = {"blockdrop": frozen(net), "dense, skip ops": skipping, "dense, optimized": optimize(dense)}
+    policy = _shaped(context, [HALVED, *settings], dense.num_blocks)  # plain: it skips nothing, and is one call then
+    policy.load_state_dict(net.policy.state_dict())
+    deployed = BlockDropNet(net.backbone, policy.to(memory_format=torch.channels_last)).eval()
+    nets: dict[str, Any] = {
+        "blockdrop": frozen(optimize(deployed, images[:1])),
+        LAYERS: frozen(net),
+        "dense, skip ops": skipping,
+        "dense, skip ops, optimized": frozen(optimize(skipping)),
+        "dense, optimized": optimize(dense),
+    }
     nets |= {f"PyTorch, {name}": form for name, form in eager.items()}
     # What else can be done with a decision in plain PyTorch: compute all and choose, gather, or go image by image.
     nets["masked"] = BlockDropNet(dense, net.policy).eval()
@@ -607,17 +620,20 @@ def large_times(
     options: dict[str, Any] = {"widths": (4, 4, 8, 8), "blocks": (1, 1, 2, 1)} if context.quick else {}
     dense = cast(ResNet, create_model("resnet101", **options)).to(memory_format=torch.channels_last).eval()
     widths, side = ((4, 4, 8, 8), 64) if context.quick else ((64, 128, 256, 512), 224)
-    policy = skip_form(PolicyNet(dense.num_blocks, 3, widths, pool=2, large=True)).to(memory_format=torch.channels_last)
-    skipping, policy = frozen(skip_form(dense).to(memory_format=torch.channels_last)), frozen(policy)
-    always, each = dense.block_macs((3, side, side))
+    policy = PolicyNet(dense.num_blocks, 3, widths, pool=2, large=True).to(memory_format=torch.channels_last).eval()
     own = count_macs(policy, torch.zeros(1, 3, side, side))
+    backbone = skip_form(dense).to(memory_format=torch.channels_last)
+    keep = torch.ones(1, dense.num_blocks, dtype=torch.bool)
+    skipping = frozen(optimize(backbone, (torch.zeros(1, 3, side, side), keep)))
+    whole, decide = frozen(optimize(backbone)), optimize(policy, torch.zeros(1, 3, side, side))
+    always, each = dense.block_macs((3, side, side))
     rows = []
     for size in batches:
         x = torch.randn(size, 3, side, side).to(memory_format=torch.channels_last)
-        functions: dict[str, Callable[[], Any]] = {"dense": partial(skipping, x)}
+        functions: dict[str, Callable[[], Any]] = {"dense": partial(whole, x)}
         for usage in USAGES:
             keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
-            functions[f"usage {usage}"] = partial(_decided, policy, skipping, x, keep)
+            functions[f"usage {usage}"] = partial(_decided, decide, skipping, x, keep)
         found = measure(functions, seconds=seconds)
         for usage in USAGES:
             keep = random_policy(dense.num_blocks, usage * dense.num_blocks, torch.Generator().manual_seed(0))(x)
@@ -736,7 +752,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         plots["blocks.png"] = block_usage(found["by_block"])
     if "time" in made:
         left = made.get("analysis", {}).get("macs", {}).get("left")
-        forms = ("masked", "gathered", "image by image")
+        forms = (LAYERS, "masked", "gathered", "image by image")
         rows = [
             [
                 r["batch"],
@@ -757,8 +773,8 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             *(f"{form}, ms" for form in forms),
         ]
         parts.append(
-            "Time, policy included, against the faster dense form of effkern and of PyTorch; the last columns are the "
-            "same decisions in plain PyTorch. "
+            "Time of `effkern.optimize(net)`, policy included, against the fastest dense form of effkern and of "
+            "PyTorch. The last columns are the same decisions without `optimize`, and in plain PyTorch. "
             + results["pieces"]["time"].get("note", "")
             + "\n\n"
             + table(heads, rows)
