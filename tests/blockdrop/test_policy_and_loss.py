@@ -329,6 +329,12 @@ def test_weights_of_another_network_are_refused_by_name():
     assert all(torch.equal(tensor, before[name]) for name, tensor in policy.state_dict().items())
 
 
+@pytest.mark.parametrize("pool", [2, 3])
+def test_an_image_that_is_smaller_than_what_is_pooled_is_refused(pool):
+    with pytest.raises(ValueError, match=rf"x must be at least {pool} pixels .*got \[1, 3, 1, 8\]"):
+        PolicyNet(4, widths=(4,), pool=pool).eval()(torch.zeros(1, 3, 1, 8))
+
+
 @pytest.mark.parametrize("size", [(8, 8), (9, 7), (3, 4)])
 @pytest.mark.parametrize("pool", [1, 2, 3])
 def test_a_policy_sees_the_mean_of_the_pixels_it_pools(pool, size):
