@@ -37,10 +37,10 @@ void average(const Mean& m, int64_t sample, int64_t oy, int64_t ox, int64_t chan
 }  // namespace
 
 int64_t mean_size(int64_t in, int64_t kernel, int64_t stride, bool up) {
-  if (kernel > in) return 0;
-  int64_t size = (in - kernel) / stride + 1;
-  if (up && (in - kernel) % stride != 0 && size * stride < in) ++size;  // a window begins on the map
-  return size;
+  const int64_t room = in - kernel + (up ? stride - 1 : 0);
+  if (in == 0 || room < 0) return 0;
+  const int64_t size = room / stride + 1;
+  return up && (size - 1) * stride >= in ? size - 1 : size;  // a window begins on the map
 }
 
 Step mean_step(const Mean& mean) {

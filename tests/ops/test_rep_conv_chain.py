@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -251,7 +253,7 @@ def shortcuts():
     return handles, steps
 
 
-@pytest.mark.parametrize("size", [(16, 16), (9, 13), (2, 3)])
+@pytest.mark.parametrize("size", [(16, 16), (9, 13), (2, 3), (1, 4), (1, 1)])
 def test_averages_between_convolutions(size):
     handles, steps = shortcuts()
     x = torch.randn(5, 3, *size)
@@ -263,6 +265,21 @@ def test_averages_between_convolutions(size):
     assert (mean - exact).abs().max() <= 1e-6 * second.abs().max()
     alone = torch.cat([rep_conv2d_chain(x[i : i + 1], handles, steps)[0] for i in range(5)])
     assert torch.equal(alone, rep_conv2d_chain(x, handles, steps)[0])
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_as_many_windows_are_averaged_as_by_torch(up):
+    for size, kernel, stride in itertools.product(range(1, 8), range(1, 6), range(1, 5)):
+        x, step = torch.randn(1, 2, size, 7), AverageStep(0, 2, (kernel, 1), (stride, 1), ceil_mode=up)
+        try:
+            expected = F.avg_pool2d(x, (kernel, 1), (stride, 1), ceil_mode=up)
+        except RuntimeError:
+            with pytest.raises(ValueError, match="smaller than its kernel"):
+                rep_conv2d_chain(x, [], [step])
+            continue
+        for form in (x, x.to("meta")):
+            assert rep_conv2d_chain(form, [], [step])[0].shape == expected.shape, (size, kernel, stride)
+        torch.testing.assert_close(rep_conv2d_chain(x, [], [step])[0], expected)
 
 
 def test_threads_do_not_change_the_bits_of_a_chain():

@@ -147,6 +147,12 @@ def _result(step: ConvStep, index: int, values: Sequence[Tensor], handle: Tensor
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
 
 
+def _windows(size: int, kernel: int, stride: int, up: bool) -> int:
+    """How many windows fit; up: as many as begin on the map, as with ``ceil_mode``."""
+    count = (size - kernel + (stride - 1 if up else 0)) // stride + 1
+    return count - bool(up and (count - 1) * stride >= size)
+
+
 def _mean_result(step: AverageStep, index: int, x: Tensor, op: str) -> Tensor:
     (kh, kw), channels = step.kernel_size, x.size(1)
     if kh < 0 or kw < 0 or (kh == 0) != (kw == 0):
@@ -159,10 +165,10 @@ def _mean_result(step: AverageStep, index: int, x: Tensor, op: str) -> Tensor:
     size = [1, 1]
     if kh > 0:
         size = [
-            0 if k > n else (n - k) // s + 1 + bool(step.ceil_mode and (n - k) % s and ((n - k) // s + 1) * s < n)
-            for n, k, s in zip(x.shape[2:], step.kernel_size, step.stride, strict=True)
+            _windows(*numbers, step.ceil_mode)
+            for numbers in zip(x.shape[2:], step.kernel_size, step.stride, strict=True)
         ]
-    if min(size) == 0 or min(x.shape[2:]) == 0:
+    if min(size) < 1 or min(x.shape[2:]) == 0:
         raise ValueError(
             f"{op}: the input of step {index} ({x.size(2)}x{x.size(3)}) is smaller than its kernel ({kh}x{kw})"
         )
