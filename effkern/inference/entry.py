@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +20,16 @@ from effkern.inference.module import Optimized
 from effkern.inference.network import Network
 from effkern.inference.report import Report, Row
 from effkern.inference.swap import swap
-from effkern.inference.tracing import SKIPPING, CannotTrace, fixed_arguments, is_torch_layer, kept_whole, trace
+from effkern.inference.tracing import (
+    SKIPPING,
+    CannotTrace,
+    alike,
+    bake_blocks,
+    fixed_arguments,
+    is_torch_layer,
+    kept_whole,
+    trace,
+)
 from effkern.nn import SkipBlock
 from effkern.ops._memo import available
 from effkern.ops._pack import CACHE_BYTES
@@ -31,7 +41,7 @@ def optimize(model: nn.Module, example_input: Any = None, cache_bytes: int = CAC
     Batch norms are folded (in fp64, rounded once), branches of re-parameterizable blocks are merged, and convolution,
     bias, residual sum and activation (relu, relu6, hardswish, silu) become one call with a weight packed beforehand.
     Inside, maps are channels_last. Everything else runs as before. ``model`` is not changed and shares nothing with the
-    result; inputs are never written to, also where the original's in-place layers would.
+    result; inputs are never written to, also where the original's in-place layers would, but by what keeps its forward.
 
     Works on any module: its forward is traced (torch.fx); a submodule that cannot be traced keeps its forward, and its
     children are optimized one by one. Left as they are, with the reason in the report: modules with hooks, other dtypes
@@ -114,12 +124,19 @@ class _Builder:
     def __init__(self, cache_bytes: int) -> None:
         self.handles = lowering.Handles(cache_bytes)
         self.swapped = nn.ModuleList()
+        self.called: dict[
+            str, tuple[Any, ...] | None
+        ] = {}  # how the example's run called each module, see _noting_calls
         self.rows: list[Row] = []
 
     def whole(self, model: nn.Module, example: tuple[Any, ...] | None, original: nn.Module) -> Optimized:
         if isinstance(model, Optimized):
             return model
-        expected = None if example is None else original(*_copies(example))
+        bake_blocks(model)
+        expected = None
+        if example is not None:
+            with _noting_calls(original) as self.called:
+                expected = original(*_copies(example))
         rows: list[Row] = []
         try:
             if not available():
@@ -148,7 +165,7 @@ class _Builder:
         """
         if isinstance(module, SKIPPING):
             raise CannotTrace(lowering.OWN)
-        fixed = fixed_arguments(module, example)
+        fixed = fixed_arguments(module, self.called.get(path) if example is None else example)
         network = self._traced(module, path, fixed, example)
         for optimization in passes.PASSES:
             optimization(network)
@@ -237,6 +254,45 @@ class _Builder:
                 self.rows.append(Row("left", where, type(child).__name__, str(kept_whole(child))))
             if not is_torch_layer(child):
                 self.descend(child, where)
+
+
+_SEEN = torch.empty(0)  # stands for any tensor
+
+
+@contextlib.contextmanager
+def _noting_calls(model: nn.Module) -> Iterator[dict[str, tuple[Any, ...] | None]]:
+    """By name, the arguments each module inside is called with; None where calls differ in what varies.
+
+    A child whose parent cannot be traced is then optimized for the arguments it gets, a mask among them.
+    """
+    noted: dict[str, tuple[Any, ...] | None] = {}
+    handles = []
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = inspect.signature(module.forward).bind(*args, **kwargs)
+        call.apply_defaults()
+        plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in call.signature.parameters.values())
+        # Only what varies is of interest: inputs of every layer would fill the memory.
+        found = pytree.tree_map_only(Tensor, lambda _: _SEEN, tuple(call.arguments.values())) if plain else None
+        before = noted.setdefault(name, found)
+        if found is None or before is None or not alike(before, found):
+            noted[name] = None
+
+    def hook(name: str) -> Callable[..., None]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with contextlib.suppress(Exception):  # whatever forward is: the example's run is to show, not to fail
+                note(name, module, args, kwargs)
+
+        return run
+
+    try:
+        for name, module in model.named_modules():
+            if name and not isinstance(module, torch.jit.ScriptModule):
+                handles.append(module.register_forward_pre_hook(hook(name), with_kwargs=True))
+        yield noted
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _named(module: nn.Module, example: tuple[Any, ...]) -> list[tuple[Any, str]]:

@@ -18,7 +18,7 @@ from effkern.inference.module import RESERVED
 from effkern.inference.network import ConvCall, MeanCall, Network, chain_call, conv_call, residual_of
 from effkern.inference.recognize import as_activation, as_sum, bound
 from effkern.inference.report import Row
-from effkern.inference.tracing import is_torch_layer
+from effkern.inference.tracing import SKIPPING, is_torch_layer
 from effkern.nn import SkipBlock
 from effkern.ops._pack import pack_conv_weight, with_transforms
 from effkern.ops._registry import is_channels_last
@@ -167,7 +167,7 @@ def _looks_at_memory(network: Network, node: fx.Node) -> bool:
         return True
     if node.op == "call_module":
         module = network.module(node)
-        return module is None or not is_torch_layer(module)
+        return module is None or not (is_torch_layer(module) or isinstance(module, SKIPPING))
     if node.op == "call_method":
         return str(node.target) in _STRIDED or (node.target == "view" and not _is_plain_view(node))
     return not is_torch_function(node.target) or getattr(node.target, "__name__", "").startswith("as_strided")

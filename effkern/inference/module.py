@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from effkern.inference.report import Report
 from effkern.ops._registry import checked_error, has_tangent
@@ -128,17 +129,21 @@ class Optimized(nn.Module):
 
     def _arguments(self, call: inspect.BoundArguments) -> tuple[Any, ...]:
         """Arguments of the generated function; checks the others."""
+        given = set(call.arguments)
         call.apply_defaults()
         for name, value in call.arguments.items():
             if name in self._fixed:
                 expected = self._fixed[name]
-                if value is not expected and (isinstance(value, Tensor) or value != expected):
+                if value is not expected and (_holds_tensor(value) or value != expected):
                     raise ValueError(
                         f"{name}: this network was optimized for {name} = {expected!r}, got {_brief(value)}; call "
                         "effkern.optimize with an example_input that has it"
                     )
             elif name not in self._varying and value:
                 raise ValueError(f"{name}: this network was optimized for calls without it, got {_brief(value)}")
+        for name in self._varying:
+            if name not in given:
+                raise ValueError(f"{name}: this network was optimized for calls with it, got none")
         return tuple(call.arguments[name] for name in self._varying)
 
     def report(self) -> Report:
@@ -178,12 +183,20 @@ def _wants_gradient(value: Any) -> bool:
     return isinstance(value, list | tuple) and any(map(_wants_gradient, value))
 
 
+def _holds_tensor(value: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
 def _brief(value: Any) -> str:
     return f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _read_from_dicts(source: str, modules: set[str], tensors: set[str]) -> str:
-    """Generated code that finds modules and tensors in the dicts, past ``nn.Module.__getattr__``, which is slow."""
+    """Generated code that finds modules and tensors in the dicts, past ``nn.Module.__getattr__``, which is slow.
+
+    What torch.fx writes first, that functions stay single calls when the code is traced itself, is left out: torch
+    would keep the names of every copy for good.
+    """
 
     def read(match: re.Match[str]) -> str:
         name = match[1]
@@ -194,7 +207,8 @@ def _read_from_dicts(source: str, modules: set[str], tensors: set[str]) -> str:
     match = re.search(r"^def forward\(.*:\n", source, re.MULTILINE)
     assert match is not None
     body = re.sub(r"\bself\.(\w+)", read, source[match.end() :])
-    return f"{source[: match.end()]}    _modules, _buffers = self._modules, self._buffers\n{body}"
+    head = re.sub(r"^torch\.fx\._symbolic_trace\.wrap\(.*\)\n", "", source[: match.end()], flags=re.MULTILINE)
+    return f"{head}    _modules, _buffers = self._modules, self._buffers\n{body}"
 
 
 def _pickled(value: Any) -> Any:

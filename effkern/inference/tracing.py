@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from effkern.nn.repvgg_block import BranchBlock, ConvBN
 SKIPPING = (SkipBlock, SkipStage)
 #: effkern's own layers: they are an op already, or fold into one.
 OWN_LAYERS = (HoldsPack, PQConv2d, PQEmbedding, PQLinear, *SKIPPING, SwitchableBatchNorm2d)
+_tracing = threading.Lock()  # torch.fx replaces methods of nn.Module meanwhile; two at once would undo one another
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _TORCH = str(Path(torch.__file__).parent)
 
@@ -104,6 +106,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.fixed, self.opaque = fixed, dict(whole)
         self._modes, self._refused = modes(), ""
+        self._thread = threading.get_ident()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """See the base class."""
@@ -133,7 +136,12 @@ class Tracer(fx.Tracer):
         return is_torch_layer(m) or is_frozen_norm(m) or isinstance(m, (*OWN_LAYERS, BranchBlock, ConvBN))
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """See the base class; what fails becomes a call of the module."""
+        """See the base class; what fails becomes a call of the module.
+
+        While a network is traced every module's call leads here, also those of other threads, which go on as they are.
+        """
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         before = next(iter(reversed(self.graph.nodes)), None)
         stack = self.module_stack.copy()  # type: ignore[has-type]
         state, refused = State(m, values=True), self._refused
@@ -154,6 +162,12 @@ class Tracer(fx.Tracer):
             name = self.path_of_module(m)
             self.opaque[name] = f"cannot be traced: {_first_line(error)}"
             return self.create_proxy("call_module", name, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """See the base class, and :meth:`call_module` for other threads."""
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def check(self, state: State, refused: str = "") -> None:
         """Raise unless a forward that has run was nothing but calls, whatever it caught itself."""
@@ -217,7 +231,8 @@ def trace(module: nn.Module, fixed: Mapping[str, Any], whole: Mapping[str, str])
     tracer = Tracer(fixed, whole)
     state = State(module, values=True)
     try:
-        graph = tracer.trace(module)
+        with _tracing:
+            graph = tracer.trace(module)
         tracer.check(state)
     except Exception as error:  # whatever forward does with a proxy that it does not expect
         state.restore()
@@ -244,6 +259,27 @@ def fixed_arguments(module: nn.Module, example: tuple[Any, ...] | None) -> dict[
         elif parameter.default is not parameter.empty:
             fixed[parameter.name] = parameter.default
     return fixed
+
+
+def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
+    """Whether two calls with these arguments have tensors in the same places, and the same values elsewhere."""
+    return len(one) == len(other) and all(
+        (_holds_tensor(a) and _holds_tensor(b)) or (not _holds_tensor(a) and not _holds_tensor(b) and bool(a == b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def bake_blocks(model: nn.Module) -> None:
+    """Parametrized weights of blocks that pack for themselves, as what they are now."""
+    for block in model.modules():
+        for part in block.modules() if isinstance(block, SkipBlock) else ():
+            if parametrize.is_parametrized(part):
+                # Not remove_parametrizations: that takes the property off the class, which a copy shares.
+                baked = {name: getattr(part, name).detach() for name in part.parametrizations}  # type: ignore[union-attr]
+                part.__class__ = type(part).__mro__[1]
+                del part.parametrizations
+                for name, value in baked.items():
+                    setattr(part, name, nn.Parameter(value, requires_grad=False))
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -14,9 +14,10 @@ from effkern.nn.residual import EXPANSION, ResidualBlock, ResidualStage, span
 
 
 @fx.wrap  # one call in a traced network: while it is traced there are no shapes to compare
-def _checked_keep(keep: Tensor, x: Tensor, blocks: int) -> Tensor:
-    if keep.shape != (x.shape[0], blocks):
-        raise ValueError(f"keep must be [{x.shape[0]}, {blocks}], got {list(keep.shape)}")
+def _checked_keep(keep: Tensor | None, samples: int, blocks: int) -> Tensor:
+    if keep is None or keep.shape != (samples, blocks):
+        got = None if keep is None else list(keep.shape)
+        raise ValueError(f"keep must be [{samples}, {blocks}], got {got}")
     return keep
 
 
@@ -93,7 +94,7 @@ class ResNet(nn.Module):
             ValueError: if ``keep`` is not ``[N, K]``. One row of K is not silently applied to the whole batch.
         """
         if keep is not None:
-            keep = _checked_keep(keep, x, self.num_blocks)
+            keep = _checked_keep(keep, x.shape[0], self.num_blocks)
         return self.head(self.body(self.stem(x), keep))
 
     def stem_size(self, height: int, width: int) -> tuple[int, int]:

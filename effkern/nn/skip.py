@@ -49,9 +49,10 @@ class SkipBlock(ResidualBlock):
             :func:`effkern.optimize` sets it where the packs of a network then fit the processor's cache.
     """
 
+    transforms: bool = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.transforms = False
         self._packed: _Packed | None
         self._frozen: bool
         self._stores: list[dict[str, Any]] | None

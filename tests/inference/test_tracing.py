@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import collections
+import copy
+import pickle
+import threading
+import time
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ from torch.nn.parallel import DataParallel
 import effkern
 from effkern.blockdrop import BlockDropNet, PolicyNet
 from effkern.models import create_model
-from effkern.nn import skip_form
+from effkern.nn import SkipStage, skip_form
 from tests.inference.common import lived_in, ops, optimized_and_same, same
 
 X = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -151,14 +155,136 @@ def test_the_mask_of_a_network_is_checked_where_it_is_used():
     for wrong in (keep[:1], keep[:, 1:], keep[0]):
         with pytest.raises(ValueError, match=r"keep must be \[2, 9\], got"):
             result(x, wrong)
+    with pytest.raises(ValueError, match=r"keep must be \[2, 9\], got None"):
+        result(x, None)
+    with pytest.raises(ValueError, match="keep: this network was optimized for calls with it"):
+        result(x)
 
 
 @pytest.mark.parametrize("how", [{"reorder": True}, {"bucket": 2}], ids=str)
 def test_a_part_that_is_called_with_more_than_it_was_optimized_for_runs_as_it_was(how):
     model, deployed, x = decided(**how)
-    result = effkern.optimize(deployed, x)
-    assert "traced" in result.report().why("")
+    for example in (None, x):
+        result = effkern.optimize(deployed, example)
+        assert "traced" in result.report().why("")
+        same(result, model, x, depth=24)
+
+
+def test_an_example_shows_how_a_part_is_called():
+    model, deployed, x = decided(bucket=2)
+    result, ran = effkern.optimize(deployed, x, cache_bytes=1 << 20), []
+    for part in result.modules():
+        if isinstance(part, effkern.inference.Optimized) and part is not result:
+            part.register_forward_hook(lambda part, *_: ran.append(part.extra_repr()))
     same(result, model, x, depth=24)
+    assert set(ran) == {"PolicyNet", "CifarResNet"}, "the backbone is optimized for calls with a mask"
+
+
+class Calls(nn.Module):
+    """Cannot be traced; calls its part as it is told."""
+
+    def __init__(self, part, *calls):
+        super().__init__()
+        self.part, self.calls = part, calls
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return sum(self.part(x, **call) for call in self.calls)
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x, extra=(0, 0)):
+        return torch.relu(self.conv(x)) + extra[0] + extra[1]
+
+
+@pytest.mark.parametrize("calls", [({},), ({}, {"extra": (X, X)}), ({"extra": (X, X)}, {"extra": (1, 2)})])
+@pytest.mark.parametrize("example", [None, X], ids=["no example", "example"])
+def test_a_part_may_be_called_in_several_ways(calls, example):
+    model = lived_in(Calls(Adds(), *calls))
+    same(effkern.optimize(model, example), model, X)
+
+
+def test_arguments_that_vary_must_be_given():
+    model = Adds().eval()
+    result = effkern.optimize(model, (X, (X, X)))
+    same(result, model, X, (X, -X))
+    with pytest.raises(ValueError, match="extra: this network was optimized for calls with it, got none"):
+        result(X)
+    with pytest.raises(ValueError, match="extra: this network was optimized for extra = "):
+        effkern.optimize(model)(X, (X, X))
+
+
+def test_other_threads_go_on_while_a_network_is_traced():
+    model, busy = lived_in(nn.Sequential(*[block() for _ in range(6)])), nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    failed, done, y = [], threading.Event(), torch.randn(2, 4)
+    optimized, expected = effkern.optimize(model), busy(y)
+
+    def work():
+        while not done.is_set():
+            try:
+                assert torch.equal(busy(y), expected)
+                optimized(X)
+                time.sleep(0)
+            except BaseException as error:
+                failed.append(repr(error))
+
+    def optimize():
+        try:
+            same(effkern.optimize(model), model, X)
+        except BaseException as error:
+            failed.append(repr(error))
+
+    worker, twins = threading.Thread(target=work), [threading.Thread(target=optimize) for _ in range(3)]
+    for thread in (worker, *twins):
+        thread.start()
+    for thread in twins:
+        thread.join()
+    done.set()
+    worker.join()
+    assert not failed
+
+
+def test_copies_of_a_checked_network_leave_nothing_behind():
+    model = lived_in(create_model("resnet20", widths=(8, 8, 8), blocks=(1, 1, 1)))
+    result = effkern.optimize(skip_form(model), (X[:, :3], torch.ones(2, 3)))
+    before = len(torch.fx._symbolic_trace._wrapped_fns_to_patch)
+    for _ in range(3):
+        copy.deepcopy(result)
+    assert len(torch.fx._symbolic_trace._wrapped_fns_to_patch) == before
+
+
+def test_maps_between_what_skips_stay_in_channels_last():
+    model = skip_form(lived_in(create_model("resnet20", widths=(8, 16, 24))))
+    result, seen = effkern.optimize(model, X[:, :3]), []
+    for module in result.modules():
+        if isinstance(module, SkipStage):
+            module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    y = result(X[:, :3])
+    assert len(seen) == 3 and all(x.is_contiguous(memory_format=torch.channels_last) for x in seen)
+    assert y.is_contiguous()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_parametrized_blocks_are_baked():
+    model = skip_form(lived_in(create_model("resnet20", widths=(8, 8, 8), blocks=(1, 2, 1))))
+    nn.utils.parametrize.register_parametrization(model.layer2[1].conv1, "weight", Doubled())
+    x = torch.randn(2, 3, 9, 9)
+    result = effkern.optimize(model, x)
+    with torch.no_grad():
+        before = model(x)
+        for weight in model.parameters():
+            weight.mul_(2)
+        torch.testing.assert_close(pickle.loads(pickle.dumps(result))(x), before, rtol=1e-4, atol=1e-4)
+    assert nn.utils.parametrize.is_parametrized(model.layer2[1].conv1)
 
 
 @pytest.mark.parametrize("part", ["layer1", "layer1.0"])

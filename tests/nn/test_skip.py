@@ -404,6 +404,14 @@ def test_frozen_packs_stay_until_they_are_dropped():
         net[0].train().freeze_pack()
 
 
+def test_blocks_saved_before_there_were_transforms_load():
+    block = SkipBlock(8, 8).eval()
+    block.__dict__.pop("transforms", None)
+    x, keep = torch.randn(1, 8, 4, 4), torch.ones(1)
+    with torch.no_grad():
+        assert torch.equal(pickle.loads(pickle.dumps(block))(x, keep), block(x, keep))
+
+
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_transforms_in_the_packs_change_no_bit(form):
     kind, into, channels, stride, shortcut = form

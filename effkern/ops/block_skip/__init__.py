@@ -321,7 +321,7 @@ def skip_stage(
 
     The same as B calls of :func:`skip_basic_block` or :func:`skip_bottleneck` with ``res=None``, but with one output
     for the whole stage, in which the blocks work in place: a dropped block moves no data at all. Groups of samples go
-    through all blocks while they are in cache.
+    through all blocks while they are in cache, larger ones where weights outweigh samples.
 
     Args:
         x: ``[N, C, H, W]``, float32, bfloat16 or float16, any strides.
