@@ -209,8 +209,9 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             *(f"{form}, ms" for form in forms),
         ]
         parts.append(
-            "Time of `effkern.optimize(net)`, policy included, against the fastest dense form of effkern and of "
-            "PyTorch. The last columns are the same decisions without `optimize`, and in plain PyTorch. "
+            "Time of `effkern.optimize(net)`, the policy plain and included, against the fastest of three dense forms "
+            "of effkern, optimized ones among them, and of four of PyTorch. The last columns are the same decisions "
+            "without `optimize`, and in plain PyTorch. "
             + results["pieces"]["time"].get("note", "")
             + "\n\n"
             + table(heads, rows)
@@ -241,7 +242,8 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         ]
         heads = ["batch", "blocks run", "MACs left", "time left", "difference"]
         parts.append(
-            "ResNet-101 at 224x224, random weights and decisions, ResNet-10 policy included:\n\n" + table(heads, rows)
+            "ResNet-101 at 224x224, random weights and decisions, ResNet-10 policy included, all optimized, against "
+            "the skipping form that is given no mask:\n\n" + table(heads, rows)
         )
     return "\n\n".join(parts), plots
 
