@@ -130,16 +130,26 @@ void Stage::run(const View& x, const KeepMask& mask, const Make& make) const {
   const double run = std::max(mask.share(), 0.1) * static_cast<double>(floats + inner);
   const int64_t worthy = static_cast<int64_t>(static_cast<double>(weights) / run);
   const int64_t group = std::min(std::max(samples_at_a_time(floats + inner), worthy), fair);
-  const bool in_place = out.dtype == DType::F32 && out.sc == 1;
+  const bool in_place = out.dtype == DType::F32 && out.sc == 1, straight = in_place && in.sc == 1;
   const auto walk = [&](int64_t begin, int64_t end) {
     const Scratch scratch(in_place ? 0 : group * floats);
     for (int64_t first = begin * group; first < std::min(in.n, end * group); first += group) {
       const int64_t last = std::min(in.n, first + group);
       const Activation from = from_sample(in, first), to = from_sample(out, first);
       const Activation state = in_place ? to : nhwc(scratch.data(), last - first, in.c, in.h, in.w);
-      copy_rows(from, nullptr, state, nullptr, last - first);
-      for (size_t b = 0; b < blocks; ++b)
-        run_block(blocks_[b], mask.decide(static_cast<int64_t>(b), first, last), state, state, state, threads);
+      // The first block that any sample keeps reads those from x; only the others are copied.
+      bool moved = !straight;
+      if (moved) copy_rows(from, nullptr, state, nullptr, last - first);
+      for (size_t b = 0; b < blocks; ++b) {
+        const Decision decision = mask.decide(static_cast<int64_t>(b), first, last);
+        const auto dropped = static_cast<int64_t>(decision.dropped.size());
+        if (dropped == last - first) continue;
+        if (!moved) copy_rows(from, decision.dropped.data(), state, decision.dropped.data(), dropped);
+        const Activation& source = moved ? state : from;
+        run_block(blocks_[b], decision, source, source, state, threads);
+        moved = true;
+      }
+      if (!moved) copy_rows(from, nullptr, state, nullptr, last - first);
       if (!in_place) copy_rows(state, nullptr, to, nullptr, last - first);
     }
   };
