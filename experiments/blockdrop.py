@@ -82,7 +82,7 @@ from experiments.blockdrop_runs import (
     TINY,
     USAGES,
 )
-from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, main
+from experiments.common import Context, Cycle, Experiment, Piece, batches_of, frozen, keep_memory, main
 
 
 def pieces(quick: bool) -> list[Piece]:
@@ -434,6 +434,7 @@ def times(
 
     ``optimize`` folds both stems and leaves the stages, which skip; the dense forms get it as well.
     """
+    keep_memory()
     net, dense = load(context, settings)
     images = context.data.normalize(context.data.test.images)
     eager = eager_forms(dense, fold=True)
@@ -458,7 +459,7 @@ def times(
     rows = []
     for size in batches:
         parts = batches_of(images, size)
-        found = measure({name: Cycle(one, parts) for name, one in nets.items()}, seconds=seconds)
+        found = measure({name: Cycle(one, parts) for name, one in nets.items()}, seconds=seconds, settle=1)
         rows.append({"batch": size, **_left({name: time.per(size) for name, time in found.items()})})
     return rows
 
@@ -522,6 +523,7 @@ def large_times(
     context: Context, before: Mapping[str, Any], batches: Sequence[int], seconds: float
 ) -> list[dict[str, Any]]:
     """ResNet-101 with random weights: time left against multiply-adds left at several usages, policy included."""
+    keep_memory()
     options: dict[str, Any] = {"widths": (4, 4, 8, 8), "blocks": (1, 1, 2, 1)} if context.quick else {}
     dense = cast(ResNet, create_model("resnet101", **options)).to(memory_format=torch.channels_last).eval()
     widths, side = ((4, 4, 8, 8), 64) if context.quick else ((64, 128, 256, 512), 224)

@@ -59,6 +59,7 @@ def measure(
     warmup: int = 2,
     min_reps: int = MIN_REPS,
     max_reps: int = 1000,
+    settle: int = 0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time ``functions`` interleaved (ABBA) in inference mode, with what they leave the current GPU to do.
@@ -70,6 +71,8 @@ def measure(
         warmup: calls of each function before the clock starts; caches, packs and thread pools come up here.
         min_reps: fewest timed calls of each function, at least 10.
         max_reps: most timed calls of each function.
+        settle: calls off the clock before each timed one. With one, nobody pays for the caches of the function before,
+            which the first and the last, as neighbours of themselves, are spared half of the time.
         clock: seconds counter; tests pass a fake one.
 
     Returns:
@@ -95,6 +98,8 @@ def measure(
                 break
             # Back and forth, so that no function always runs in the wake of the same other one.
             for name in order if repetition % 2 == 0 else reversed(order):
+                for _ in range(settle):
+                    _call(functions[name])
                 start = clock()
                 _call(functions[name])
                 samples[name].append(clock() - start)

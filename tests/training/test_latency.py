@@ -35,6 +35,14 @@ def test_functions_take_turns_back_and_forth():
     assert timings == {"a": Timing(1000.0, 1000.0, 10), "b": Timing(2000.0, 2000.0, 10)}
 
 
+def test_settling_calls_are_off_the_clock():
+    machine = FakeMachine()
+    functions = {name: machine.work(name, 1.0) for name in "ab"}
+    timings = measure(functions, seconds=0.0, warmup=0, settle=2, clock=machine.clock)
+    assert machine.calls == ["a", "a", "a", "b", "b", "b", "b", "b", "b", "a", "a", "a"] * 5
+    assert timings["a"] == Timing(1000.0, 1000.0, 10)
+
+
 def test_a_gpu_is_waited_for(monkeypatch):
     machine = FakeMachine()
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
