@@ -22,7 +22,7 @@ from experiments.common import Context, Cycle, Experiment, Piece, batches_of, fr
 
 SEEDS = (0, 1, 2)
 WIDTHS = (16, 32, 48, 64)
-LENGTHS = (0.5, 2, 6)
+LENGTHS = (0.5, 2, 6, 20)
 GATED = 6  # epochs of the supernets that get gates, and of the widths trained alone
 TEACHERS = {
     "bootstrapping": ["supernet.target=bootstrapping"],
@@ -105,6 +105,10 @@ def pieces(quick: bool) -> list[Piece]:
         key, when = f"apart-{after}-{epochs:g}-{seed}", f"{epochs:g} epochs, seed {seed}"
         make = partial(train_supernet, key=key, settings=settings)
         result.append(Piece(f"apart supernet {after}, {when}", settings, make))
+        for target in () if quick else sorted(TEACHERS.keys() - {after}):
+            bare = [APART, *add, *TEACHERS[target], *_length(epochs, seed)]
+            make = partial(train_supernet, key=f"apart-{target}-{epochs:g}-{seed}", settings=bare)
+            result.append(Piece(f"apart supernet {target}, {when}", bare, make))
         for name, form in apart.items():
             with_gate = [*settings, *_gate(name, form, seed)]
             make = partial(
@@ -356,15 +360,16 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         heads = ["what all but the widest learn, length", "seeds", *(f"width {i}" for i in range(count))]
         if alone:
             columns = [spread([g["top1_by_width"][0] for g in group]) for group in alone.values()]
-            rows.append(["each width trained alone", min(map(len, alone.values())), *columns])
+            rows.append([f"each width trained alone, {GATED} epochs", min(map(len, alone.values())), *columns])
         parts.append("Top-1 in % of every width:\n\n" + table(heads, rows))
-        series: dict[str, list[list[float]]] = {}
-        for name, group in supernets.items():
-            target, epochs = name.removesuffix(" epochs").split(", ")
-            series.setdefault(target, []).append([float(epochs), mean(g["top1_by_width"][0] for g in group)])
+        slimmest = _slimmest(made, "supernet")
+        series = {
+            target: [[epochs, mean(by_seed.values())] for epochs, by_seed in sorted(by_length.items())]
+            for target, by_length in slimmest.items()
+        }
         plots["length.png"] = curves({"x": "epochs", "y": "top-1 of the slimmest, %", "series": series})
         parts.append("![against the length of training](length.png)")
-        parts += _crossover_part(series)
+        parts += _crossover_part(slimmest)
     parts += _stability_part(made)
     if gates:
         parts.append(GATES_TEXT + _gate_table(gates))
@@ -444,7 +449,10 @@ def _apart_part(made: Mapping[str, Any]) -> list[str]:
         return []
     rows = [[name, len(group), *_columns(group)] for name, group in supernets.items()]
     heads = ["what all but the widest learn", "seeds", *(f"width {i}" for i in range(len(rows[0]) - 2))]
-    parts = ["## Widths further apart\n\n" + APART_TEXT + table(heads, rows)]
+    parts = [
+        "## Widths further apart\n\n" + APART_TEXT + table(heads, rows),
+        *_crossover_part(_slimmest(made, "apart supernet")),
+    ]
     if gates:
         parts.append(
             "Their gates. Those of `expected` train for 15 passes at a rate of 0.5, the balanced ones for 10 "
@@ -473,16 +481,32 @@ def _cifar_part(made: Mapping[str, Any]) -> list[str]:
     return parts
 
 
-def _crossover_part(series: Mapping[str, Sequence[Sequence[float]]]) -> list[str]:
-    """The teacher that the method proposes against the others, by length."""
+def _slimmest(made: Mapping[str, Any], kind: str) -> dict[str, dict[float, dict[str, float]]]:
+    """Accuracy of the slimmest width by what is learned, epochs and seed."""
+    found: dict[str, dict[float, dict[str, float]]] = {}
+    for name, result in made.items():
+        if name.startswith(f"{kind} "):
+            target, length, seed = name.removeprefix(f"{kind} ").split(", ")
+            by_length = found.setdefault(target, {})
+            by_length.setdefault(float(length.split()[0]), {})[seed] = result["top1_by_width"][0]
+    return found
+
+
+def _crossover_part(slimmest: Mapping[str, Mapping[float, Mapping[str, float]]]) -> list[str]:
+    """The teacher that the method proposes against the others, by length, over the seeds that both have."""
     lines = []
-    own = {epochs: top1 for epochs, top1 in series.get("bootstrapping", [])}
     for other in ("distillation", "labels"):
-        found = [(epochs, own[epochs] - top1) for epochs, top1 in series.get(other, []) if epochs in own]
-        if found:
-            said = ", ".join(f"{by:+.2f} after {epochs:g} epochs" for epochs, by in found)
-            never = "" if any(by > 0 for _, by in found) else "; not ahead at any length, so the crossover lies beyond"
-            lines.append(f"Bootstrapping against {other}, slimmest width, points: {said}{never}.")
+        said, ahead, longest = [], False, 0.0
+        for epochs, own in sorted(slimmest.get("bootstrapping", {}).items()):
+            theirs = slimmest.get(other, {}).get(epochs, {})
+            pairs = [own[seed] - theirs[seed] for seed in own if seed in theirs]
+            if pairs:
+                by, longest = mean(pairs), epochs
+                ahead = ahead or by > 0
+                said.append(f"{by:+.2f} after {epochs:g} epochs" + (" (one seed)" if len(pairs) == 1 else ""))
+        if said:
+            never = "" if ahead else f"; not ahead at any length: no crossover up to {longest:g} epochs"
+            lines.append(f"Bootstrapping against {other}, slimmest width, points: {', '.join(said)}{never}.")
     if lines:
         lines.append("Differences within the spread of the seeds tell nothing.")
     return [" ".join(lines)] if lines else []
