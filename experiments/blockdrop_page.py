@@ -7,24 +7,7 @@ from statistics import mean
 from typing import Any
 
 from effkern.report.plots import block_usage, curves
-from experiments.blockdrop_runs import (
-    ALONE,
-    CHOSEN,
-    COPIED,
-    COURSES,
-    CREDITS,
-    FIRST,
-    FURTHER,
-    HALF,
-    LAYERS,
-    LEARNED,
-    LONG,
-    MIXTURE,
-    ON,
-    RELAY,
-    RELAYED,
-    STATISTICS,
-)
+from experiments import blockdrop_runs as plan
 from experiments.common import spread, table
 
 #: Pieces of results.json that no call makes again: another recipe, kept for comparison.
@@ -70,7 +53,7 @@ TAUGHT_TEXT = (
 FURTHER_TEXT = (
     "Gone on from there at a smaller penalty and learning rate: "
     + "; ".join(
-        f"gamma {g:g} for {passes} passes, the policy at {rate:g} of it" for g, (passes, rate) in FURTHER.items()
+        f"gamma {g:g} for {passes} passes, the policy at {rate:g} of it" for g, (passes, rate) in plan.FURTHER.items()
     )
     + ". The last is faster than the network follows:\n\n"
 )
@@ -134,7 +117,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         parts += _target_part(made, gammas, results["pieces"])
         points = [[row[2], row[1]] for row in rows]
         series = {"policy": points}
-        for begin, name in ((LONG, "policy, longer"), (RELAYED, "policy, relay")):
+        for begin, name in ((plan.LONG, "policy, longer"), (plan.RELAYED, "policy, relay")):
             if others := _of_kind(made, begin):
                 series[name] = [[one["joint"]["blocks"], one["joint"]["top1"]] for one in others.values()]
         if small := _halves(made):
@@ -152,7 +135,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
     if "analysis" in made:
         found = made["analysis"]
         parts.append(
-            f"From here on the network of run {CHOSEN} with the copied policy. It is "
+            f"From here on the network of run {plan.CHOSEN} with the copied policy. It is "
             f"right on {found['top1']:.2f} % ({found['top1'] - made['dense']['top1']:+.2f} points against the dense "
             "network). "
             f"It runs {found['blocks_used']:.2f} ± {found['blocks_deviation']:.2f} of {found['of_blocks']} blocks, "
@@ -166,11 +149,11 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             )
         )
         rules = {b["rule"]: b for b in reversed(found["baselines"])}
-        static = rules.get(MIXTURE, rules["best static"])
+        static = rules.get(plan.MIXTURE, rules["best static"])
         parts.append(
             f"Against the {static['rule']} on its own network the policy is {found['top1'] - static['top1']:+.2f} "
             f"points with {found['blocks_used'] - static['blocks']:+.2f} blocks"
-            + ("." if static["rule"] == MIXTURE else ": a static choice runs whole blocks.")
+            + ("." if static["rule"] == plan.MIXTURE else ": a static choice runs whole blocks.")
             + _searched_before(made)
         )
         parts.append(
@@ -188,7 +171,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
         plots["blocks.png"] = block_usage(found["by_block"])
     if "time" in made:
         left = made.get("analysis", {}).get("macs", {}).get("left")
-        forms = (LAYERS, "masked", "gathered", "image by image")
+        forms = (plan.LAYERS, "masked", "gathered", "image by image")
         rows = [
             [
                 r["batch"],
@@ -228,7 +211,7 @@ def page(results: Mapping[str, Any]) -> tuple[str, dict[str, bytes]]:
             f"Time of a training step. {results['pieces']['step time'].get('note', '')}\n\n"
             + table(["step", "ms"], [[r["step"], r["ms"]] for r in made["step time"]])
         )
-    steps = {kind: made[f"two steps, {kind}"] for kind in STATISTICS if f"two steps, {kind}" in made}
+    steps = {kind: made[f"two steps, {kind}"] for kind in plan.STATISTICS if f"two steps, {kind}" in made}
     if steps:
         rows = [[kind, one["policy"], one["joint"], one["blocks"]] for kind, one in steps.items()]
         heads = ["batch statistics", "before, %", "after, %", "blocks"]
@@ -261,7 +244,7 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
         dense, blocks = made["dense"]["top1"], made["analysis"]["of_blocks"]
         runs = {f"gamma {gamma}": one["joint"] for gamma, one in gammas.items()}
         runs |= {f"half-size policy, {name}": one["policy"] for name, one in _halves(made).items()}
-        for begin in (RELAYED, LEARNED, ON, LONG, EARLIER):
+        for begin in (plan.RELAYED, plan.LEARNED, plan.ON, plan.LONG, EARLIER):
             runs |= {f"{begin}{gamma}": one["joint"] for gamma, one in _of_kind(made, begin).items()}
         ends = [(name, dense - one["top1"], one["blocks"] / blocks) for name, one in runs.items()]
         said = _nearest(ends, MOST_LOST, MOST_USED)
@@ -271,9 +254,11 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
             f"its {blocks} blocks. **{'Reached' if met else 'Missed'}**; nearest, of all recipes on this page: "
             f"{'; '.join(said)}. " + _beyond(ends)
         )
-        teacher = next((one["teacher"]["top1"] for one in _of_kind(made, LEARNED).values()), None)
+        teacher = next((one["teacher"]["top1"] for one in _of_kind(made, plan.LEARNED).values()), None)
         taught = [
-            (name, teacher - runs[name]["top1"], used) for name, _, used in ends if name.startswith((LEARNED, ON))
+            (name, teacher - runs[name]["top1"], used)
+            for name, _, used in ends
+            if name.startswith((plan.LEARNED, plan.ON))
         ]
         said = [f"{name} ends {lost:.2f} points under it with {100 * used:.1f} %" for name, lost, used in taught]
         if said:
@@ -282,7 +267,7 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
                 f"The taught networks began with a dense network of {teacher:.2f} %, and learned for longer than it: "
                 f"{'; '.join(said)}. Held against it, the target is {'met' if own else 'missed'}."
             )
-    device = pieces[f"gamma {FIRST:g}"]["machine"].get("device") if f"{FIRST:g}" in gammas else None
+    device = pieces[f"gamma {plan.FIRST:g}"]["machine"].get("device") if f"{plan.FIRST:g}" in gammas else None
     if device:
         lengths = [
             f"{name} {_range([one[name]['seconds'] for one in gammas.values()])} s, "
@@ -295,7 +280,12 @@ def _target_part(made: Mapping[str, Any], gammas: Mapping[str, Any], pieces: Map
             "numbers; `config.toml` names the passes that were done. Base and policy are shared."
         )
     parts += _relay_part(made)
-    for begin, text in ((LEARNED, TAUGHT_TEXT), (ON, FURTHER_TEXT), (LONG, LONGER_TEXT), (EARLIER, EARLIER_TEXT)):
+    for begin, text in (
+        (plan.LEARNED, TAUGHT_TEXT),
+        (plan.ON, FURTHER_TEXT),
+        (plan.LONG, LONGER_TEXT),
+        (EARLIER, EARLIER_TEXT),
+    ):
         if found := _of_kind(made, begin):
             rows = [[gamma, *_ended(made, one["joint"]), one["joint"]["steps"]] for gamma, one in found.items()]
             heads = ["gamma", *ENDED, "joint steps"]
@@ -330,17 +320,17 @@ def _beyond(ends: Sequence[tuple[str, float, float]]) -> str:
 
 
 def _halves(made: Mapping[str, Any]) -> dict[str, Any]:
-    found = {f"gamma {gamma}": one for gamma, one in _of_kind(made, HALF).items()}
-    return found | ({"copied": made[COPIED]} if COPIED in made else {})
+    found = {f"gamma {gamma}": one for gamma, one in _of_kind(made, plan.HALF).items()}
+    return found | ({"copied": made[plan.COPIED]} if plan.COPIED in made else {})
 
 
 def _relay_part(made: Mapping[str, Any]) -> list[str]:
     """Every run of the relay, and what static decisions reach on its network."""
-    found = {name: made[f"{RELAYED}{name}"] for name in RELAY if f"{RELAYED}{name}" in made}
+    found = {name: made[f"{plan.RELAYED}{name}"] for name in plan.RELAY if f"{plan.RELAYED}{name}" in made}
     if not found:
         return []
     named = {"answer": "right answers", "probability": "the probability given to the label (`policy.credit`)"}
-    alone = {credit: made[f"{ALONE}{credit}"] for credit in CREDITS if f"{ALONE}{credit}" in made}
+    alone = {credit: made[f"{plan.ALONE}{credit}"] for credit in plan.CREDITS if f"{plan.ALONE}{credit}" in made}
     if not alone:
         return []
     said = [
@@ -349,7 +339,7 @@ def _relay_part(made: Mapping[str, Any]) -> list[str]:
     ]
     rows = []
     for name, one in found.items():
-        after, _, own = RELAY[name]
+        after, _, own = plan.RELAY[name]
         joint = one["joint"]
         rows.append(
             [
@@ -370,13 +360,13 @@ def _relay_part(made: Mapping[str, Any]) -> list[str]:
     parts = [text + table(heads, rows)]
     if small := _halves(made):
         rows = [[name, *_ended(made, one["policy"])] for name, one in small.items()]
-        parts.append(HALF_TEXT.format(run=CHOSEN) + table(["trained", *ENDED], rows))
+        parts.append(HALF_TEXT.format(run=plan.CHOSEN) + table(["trained", *ENDED], rows))
     return parts
 
 
 def _searched_before(made: Mapping[str, Any]) -> str:
     """The same network's other search for static decisions."""
-    before = made.get(f"{RELAYED}{CHOSEN}")
+    before = made.get(f"{plan.RELAYED}{plan.CHOSEN}")
     if before is None:
         return ""
     over = before["joint"]["top1"] - before["static"]["mixed"]
@@ -390,7 +380,7 @@ def _range(values: Sequence[float]) -> str:
 
 def _course_part(made: Mapping[str, Any], plots: dict[str, bytes]) -> list[str]:
     rows, series = [], {}
-    for name in COURSES:
+    for name in plan.COURSES:
         found = [one for key, one in made.items() if key.startswith(f"K = 45, {name}, seed")]
         if not found:
             continue

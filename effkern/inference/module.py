@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
 
 from effkern.inference.report import Report
+from effkern.inference.tracing import holds_tensor
 from effkern.ops._registry import checked_error, has_tangent
 
 _PLAIN = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -134,7 +134,7 @@ class Optimized(nn.Module):
         for name, value in call.arguments.items():
             if name in self._fixed:
                 expected = self._fixed[name]
-                if value is not expected and (_holds_tensor(value) or value != expected):
+                if value is not expected and (holds_tensor(value) or value != expected):
                     raise ValueError(
                         f"{name}: this network was optimized for {name} = {expected!r}, got {_brief(value)}; call "
                         "effkern.optimize with an example_input that has it"
@@ -181,10 +181,6 @@ def _wants_gradient(value: Any) -> bool:
     if isinstance(value, dict):
         return any(map(_wants_gradient, value.values()))
     return isinstance(value, list | tuple) and any(map(_wants_gradient, value))
-
-
-def _holds_tensor(value: Any) -> bool:
-    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
 def _brief(value: Any) -> str:

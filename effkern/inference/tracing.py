@@ -254,7 +254,7 @@ def fixed_arguments(module: nn.Module, example: tuple[Any, ...] | None) -> dict[
                 raise CannotTrace(f"its forward takes *{parameter.name}")
             break
         if i < len(given):
-            if not _holds_tensor(given[i]):
+            if not holds_tensor(given[i]):
                 fixed[parameter.name] = given[i]
         elif parameter.default is not parameter.empty:
             fixed[parameter.name] = parameter.default
@@ -264,7 +264,7 @@ def fixed_arguments(module: nn.Module, example: tuple[Any, ...] | None) -> dict[
 def alike(one: Sequence[Any], other: Sequence[Any]) -> bool:
     """Whether two calls with these arguments have tensors in the same places, and the same values elsewhere."""
     return len(one) == len(other) and all(
-        (_holds_tensor(a) and _holds_tensor(b)) or (not _holds_tensor(a) and not _holds_tensor(b) and bool(a == b))
+        (holds_tensor(a) and holds_tensor(b)) or (not holds_tensor(a) and not holds_tensor(b) and bool(a == b))
         for a, b in zip(one, other, strict=True)
     )
 
@@ -282,9 +282,10 @@ def bake_blocks(model: nn.Module) -> None:
                     setattr(part, name, nn.Parameter(value, requires_grad=False))
 
 
-def _holds_tensor(value: Any) -> bool:
+def holds_tensor(value: Any) -> bool:
+    """Whether a value is a tensor or a container with one in it."""
     if isinstance(value, Mapping):
-        return any(map(_holds_tensor, value.values()))
+        return any(map(holds_tensor, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_holds_tensor, value))
+        return any(map(holds_tensor, value))
     return isinstance(value, torch.Tensor)
